@@ -1,0 +1,144 @@
+"""What is particular to a project: its repository, jobs, categories, devices, channels and comparison runs.
+
+A profile is a TOML file. Two are shipped (`transformers`, the default, and `pytorch`); any path to a file of the same
+form works too.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ci_pipeline.settings import SettingsError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(_Part):
+    """Machines whose name contains one of `machines` are this device."""
+
+    machines: tuple[str, ...]
+    label: str = ""  # in tables: `Single`
+
+
+class CategoryRule(_Part):
+    """A failing test whose node id contains one of `contains` belongs to `category`; the first rule wins."""
+
+    category: str
+    contains: tuple[str, ...]
+
+
+class TestJob(_Part):
+    """One job that workflows are called with."""
+
+    __test__ = False
+
+    test: str  # its name in reports: "Models"
+    result_name: str  # its Hub file is `<result_name>_results.json`
+    channel: str = ""  # Slack channel of the service's report; `SLACK_REPORT_CHANNEL` wins
+    matrix: bool = False  # called once per folder
+    prefixes: tuple[str, ...] = ()  # of folder names, removed where a report shows them: `models_`
+
+
+class Workflow(_Part):
+    """A workflow whose completed runs the sensor takes."""
+
+    id: int = 0
+    path: str = ""  # `.github/workflows/nightly.yml`
+    name: str = ""  # in reports: "Nvidia CI"
+    ci_event: str = ""  # "Daily CI"
+    daily: bool = False
+    hub_dataset: str = ""
+    diff_results: bool = False  # also write test_results_diff.json
+
+
+class PreviousRule(_Part):
+    """Which earlier run a run is compared with, by the event that started it."""
+
+    workflow: Literal["same", "reference", "none"] = "same"
+    event: str = "schedule"
+
+
+class Reference(_Part):
+    """The run of another vendor at the same commit, to tell whose failure it is."""
+
+    workflow_id: int
+    label: str  # "Nvidia CI run"
+    events: tuple[str, ...] = ("schedule", "workflow_run")
+
+
+class Profile(_Part):
+    """Everything that the code may know about a project."""
+
+    name: str
+    repository: str  # "huggingface/transformers"
+    default_branch: str = "main"
+    web_url: str = "https://github.com"
+    hub_dataset: str = ""
+    hub_url: str = "https://huggingface.co"
+    oncall: dict[str, str] = Field(default_factory=dict)  # whom to ask, by matrix entry or test job
+    devices: dict[str, Device]
+    test_jobs: dict[str, TestJob]
+    non_model_test_modules: tuple[str, ...] = ()
+    categories: tuple[str, ...]
+    category_rules: tuple[CategoryRule, ...] = ()
+    unclassified: str = "Unclassified"
+    workflows: tuple[Workflow, ...] = ()
+    previous: dict[str, PreviousRule] = Field(default_factory=dict)
+    reference: Reference | None = None
+
+    @cached_property
+    def job_to_test_map(self) -> dict[str, str]:
+        return {job: entry.test for job, entry in self.test_jobs.items()}
+
+    @cached_property
+    def test_to_result_name(self) -> dict[str, str]:
+        return {entry.test: entry.result_name for entry in self.test_jobs.values()}
+
+    def device_of(self, machine: str) -> str:
+        """The device of a machine; a machine that no device names is a device of its own."""
+        return next(
+            (d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine
+        )
+
+    def category_of(self, node_id: str) -> str:
+        """The category of a test, from its node id."""
+        return next(
+            (r.category for r in self.category_rules if any(c in node_id for c in r.contains)),
+            self.unclassified,
+        )
+
+
+def load_profile(name: str) -> Profile:
+    """A shipped profile by its name, or any by the path of its file.
+
+    Raises:
+        SettingsError: there is no such profile, or it is not one; one line.
+    """
+    shipped = resources.files("ci_pipeline.profiles") / f"{name}.toml"
+    path = Path(name)
+    try:
+        text = (
+            shipped.read_text("utf-8") if "/" not in name and shipped.is_file() else path.read_text("utf-8")
+        )
+        return Profile.model_validate(tomllib.loads(text))
+    except OSError:
+        known = sorted(
+            p.name[:-5] for p in resources.files("ci_pipeline.profiles").iterdir() if p.name.endswith(".toml")
+        )
+        raise SettingsError(
+            f"CI_PIPELINE_PROFILE: no profile {name!r}: name one of {', '.join(known)}, or the path of a TOML file"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"CI_PIPELINE_PROFILE: {name}: not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"CI_PIPELINE_PROFILE: {name}: {where}: {first['msg']}") from None

@@ -1,0 +1,119 @@
+"""What is particular to a deployment: where things are, and secrets. Each value is one environment variable.
+
+`Settings` is read by everything; `StepSettings` are the variables that GitHub Actions and the workflow file give to
+the one-shot command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong. The text is one line that names the variable and the way out."""
+
+
+def _env(*names: str) -> AliasChoices:
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """Where things are. The defaults are the embedded deployment: everything below `home`, no account anywhere."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True)
+
+    home: Path = Field(Path(".ci-pipeline"), validation_alias=_env("CI_PIPELINE_HOME"))
+    profile: str = Field("transformers", validation_alias=_env("CI_PIPELINE_PROFILE"))
+
+    # Where CI runs come from: `folder:<path>`, `s3://<bucket>/<prefix>` or `github`. Default: <home>/inbox.
+    source: str = Field("", validation_alias=_env("CI_PIPELINE_SOURCE"))
+    # Raw artifacts and Parquet tables: a path or `s3://<bucket>/<prefix>`. Default: <home>/data.
+    data_uri: str = Field("", validation_alias=_env("CI_PIPELINE_DATA_URI"))
+    # Where messages and Hub files go while there is no token. Default: <home>/outbox.
+    outbox: str = Field("", validation_alias=_env("CI_PIPELINE_OUTBOX"))
+    # A run in the inbox without `_SUCCESS` counts as complete when nothing changed for this long.
+    quiet_seconds: float = Field(60.0, ge=0, validation_alias=_env("CI_PIPELINE_QUIET_SECONDS"))
+    retention_days: int = Field(90, ge=1, validation_alias=_env("CI_PIPELINE_RETENTION_DAYS"))
+
+    # ClickHouse's HTTP interface, `http[s]://user:password@host:port/database`; unset: no warehouse.
+    warehouse_url: SecretStr | None = Field(None, validation_alias=_env("CI_PIPELINE_WAREHOUSE_URL"))
+    warehouse_engine: Literal["embedded", "replicated", "shared"] = Field(
+        "embedded", validation_alias=_env("CI_PIPELINE_WAREHOUSE_ENGINE")
+    )
+
+    github_api_url: str = Field("https://api.github.com", validation_alias=_env("GITHUB_API_URL"))
+    github_server_url: str = Field("https://github.com", validation_alias=_env("GITHUB_SERVER_URL"))
+    github_token: SecretStr | None = Field(
+        None, validation_alias=_env("ACCESS_REPO_INFO_TOKEN", "GITHUB_TOKEN", "GH_TOKEN")
+    )
+
+    slack_api_url: str = Field("https://slack.com/api/", validation_alias=_env("SLACK_API_URL"))
+    slack_token: SecretStr | None = Field(None, validation_alias=_env("CI_SLACK_BOT_TOKEN"))
+    # Overrides the profile's channel of each test job.
+    slack_channel: str = Field("", validation_alias=_env("SLACK_REPORT_CHANNEL"))
+    slack_style: Literal["full", "classic"] | None = Field(
+        None, validation_alias=_env("CI_PIPELINE_SLACK_STYLE")
+    )
+
+    hub_endpoint: str = Field("https://huggingface.co", validation_alias=_env("HF_ENDPOINT"))
+    hub_token: SecretStr | None = Field(
+        None, validation_alias=_env("TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN", "HF_TOKEN")
+    )
+    hub_dataset: str = Field("", validation_alias=_env("REPORT_REPO_ID"))
+
+    # A backfill of history stays silent unless asked.
+    backfill_posts: bool = Field(False, validation_alias=_env("CI_PIPELINE_BACKFILL_POSTS"))
+
+    @property
+    def source_uri(self) -> str:
+        return self.source or f"folder:{self.home / 'inbox'}"
+
+    @property
+    def data_root(self) -> str:
+        return self.data_uri or str(self.home / "data")
+
+    @property
+    def outbox_path(self) -> Path:
+        return Path(self.outbox) if self.outbox else self.home / "outbox"
+
+
+class StepSettings(BaseSettings):
+    """The environment of one workflow step: the seed's variables, and GitHub's own. All optional."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    ci_event: str = Field("", validation_alias=_env("CI_EVENT"))
+    ci_title: str = Field("", validation_alias=_env("CI_TITLE"))
+    ci_sha: str = Field("", validation_alias=_env("CI_SHA"))
+    ci_test_job: str = Field("", validation_alias=_env("CI_TEST_JOB"))
+    setup_status: str = Field("", validation_alias=_env("SETUP_STATUS"))
+    prev_workflow_run_id: str = Field("", validation_alias=_env("PREV_WORKFLOW_RUN_ID"))
+    other_workflow_run_id: str = Field("", validation_alias=_env("OTHER_WORKFLOW_RUN_ID"))
+    github_run_id: str = Field("", validation_alias=_env("GITHUB_RUN_ID"))
+    github_run_number: str = Field("", validation_alias=_env("GITHUB_RUN_NUMBER"))
+    github_run_attempt: str = Field("", validation_alias=_env("GITHUB_RUN_ATTEMPT"))
+    github_event_name: str = Field("", validation_alias=_env("GITHUB_EVENT_NAME"))
+    github_event_path: str = Field("", validation_alias=_env("GITHUB_EVENT_PATH"))
+    github_workflow_ref: str = Field("", validation_alias=_env("GITHUB_WORKFLOW_REF"))
+    github_repository: str = Field("", validation_alias=_env("GITHUB_REPOSITORY"))
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; `overrides` go by the variables' names: `load_settings(CI_PIPELINE_HOME="x")`.
+
+    Raises:
+        SettingsError: a value is wrong; one line that names the variable.
+    """
+    try:
+        return Settings(**overrides)  # pyright: ignore[reportArgumentType]
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{first['loc'][0] if first['loc'] else 'settings'}: {first['msg']} (is {first['input']!r})"

@@ -1,0 +1,1 @@
+"""Servers on loopback that play the services we talk to, and can fail on command."""
