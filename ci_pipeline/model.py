@@ -175,7 +175,10 @@ class Failure(TypedDict):
 
 
 class JobResult(TypedDict, total=False):
-    """The seed's Result Structure, key for key. `failed` is by category for jobs with a matrix, else by device."""
+    """The Result Structure of the `<category>_results.json` files, key for key.
+
+    `failed` is by category and device for jobs with a matrix, else by device.
+    """
 
     failed: dict[str, Any]
     errors: int

@@ -104,9 +104,7 @@ class Profile(_Part):
 
     def device_of(self, machine: str) -> str:
         """The device of a machine; a machine that no device names is a device of its own."""
-        return next(
-            (d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine
-        )
+        return next((d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine)
 
     def category_of(self, node_id: str) -> str:
         """The category of a test, from its node id."""
@@ -125,9 +123,7 @@ def load_profile(name: str) -> Profile:
     shipped = resources.files("ci_pipeline.profiles") / f"{name}.toml"
     path = Path(name)
     try:
-        text = (
-            shipped.read_text("utf-8") if "/" not in name and shipped.is_file() else path.read_text("utf-8")
-        )
+        text = shipped.read_text("utf-8") if "/" not in name and shipped.is_file() else path.read_text("utf-8")
         return Profile.model_validate(tomllib.loads(text))
     except OSError:
         known = sorted(

@@ -55,14 +55,10 @@ class Settings(BaseSettings):
     slack_token: SecretStr | None = Field(None, validation_alias=_env("CI_SLACK_BOT_TOKEN"))
     # Overrides the profile's channel of each test job.
     slack_channel: str = Field("", validation_alias=_env("SLACK_REPORT_CHANNEL"))
-    slack_style: Literal["full", "classic"] | None = Field(
-        None, validation_alias=_env("CI_PIPELINE_SLACK_STYLE")
-    )
+    slack_style: Literal["full", "classic"] | None = Field(None, validation_alias=_env("CI_PIPELINE_SLACK_STYLE"))
 
     hub_endpoint: str = Field("https://huggingface.co", validation_alias=_env("HF_ENDPOINT"))
-    hub_token: SecretStr | None = Field(
-        None, validation_alias=_env("TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN", "HF_TOKEN")
-    )
+    hub_token: SecretStr | None = Field(None, validation_alias=_env("TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN", "HF_TOKEN"))
     hub_dataset: str = Field("", validation_alias=_env("REPORT_REPO_ID"))
 
     # A backfill of history stays silent unless asked.
@@ -82,7 +78,7 @@ class Settings(BaseSettings):
 
 
 class StepSettings(BaseSettings):
-    """The environment of one workflow step: the seed's variables, and GitHub's own. All optional."""
+    """The environment of one workflow step: the reporter's variables, and GitHub's own. All optional."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
