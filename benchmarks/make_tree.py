@@ -95,10 +95,10 @@ def make_tree(out: Path, *, folders: int, tests: int, fail_rate: float, seed: in
             failures[device] = known
             steps = [{"name": f"Test suite reports artifacts: {artifact}", "number": 9, "conclusion": "success"}]
             number = RUN * 4 + len(jobs)
-            jobs.append(
-                {"id": number, "name": f"Model CI / ({device}) / ({folder})", "status": "completed", "conclusion": "success",
-                 "html_url": f"{WEB}/actions/runs/{RUN}/job/{number}", "steps": steps}
-            )  # fmt: skip
+            url = f"{WEB}/actions/runs/{RUN}/job/{number}"
+            name = f"Model CI / ({device}) / ({folder})"
+            job = {"id": number, "name": name, "status": "completed", "conclusion": "success", "html_url": url}
+            jobs.append(job | {"steps": steps})
     artifact = f"ci_results_{JOB}"
     (out / "previous" / artifact).mkdir(parents=True)
     (out / "previous" / artifact / "model_results.json").write_text(json.dumps(earlier), "utf-8")
