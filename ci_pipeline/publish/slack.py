@@ -1,0 +1,237 @@
+"""Delivers a thread to Slack, once: posts what is new, edits what changed, leaves alone what is the same."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+if TYPE_CHECKING:
+    from slack_sdk.http_retry.handler import RetryHandler
+    from slack_sdk.http_retry.response import HttpResponse
+    from slack_sdk.http_retry.state import RetryState
+
+log = logging.getLogger(__name__)
+
+Blocks = Sequence[Mapping[str, Any]]
+Metadata = Mapping[str, Any]
+
+EVENT_TYPE = "ci_pipeline_report"
+"""Marks our messages in a channel: `metadata.event_type`; `metadata.event_payload` says which message it is."""
+
+TEXT_LIMIT = 12_000
+"""Characters of a message's own text. Slack admits 40,000 and recommends less."""
+
+PATIENCE = 120
+"""Seconds that one 429 may ask us to wait."""
+
+_BLOCKS_REFUSED = {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "too_many_blocks"}
+_TEMPORARY = {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited", "rate_limited"}
+
+
+class SlackError(RuntimeError):
+    """A message did not go out. The text is one line that says why."""
+
+
+class SlackUnavailable(SlackError):
+    """Slack cannot be reached or is not well: later, the same call may succeed."""
+
+
+class SlackRefused(SlackError):
+    """Slack said no: a wrong token, an unknown channel, a message that is gone. `reason` is Slack's word for it."""
+
+    def __init__(self, method: str, reason: str, subject: str) -> None:
+        hint = _HINTS.get(reason, "")
+        super().__init__(f"Slack refused {method} for {subject}: {reason}{hint and f': {hint}'}")
+        self.reason = reason
+
+
+_HINTS = {
+    "invalid_auth": "check CI_SLACK_BOT_TOKEN",
+    "not_authed": "check CI_SLACK_BOT_TOKEN",
+    "account_inactive": "check CI_SLACK_BOT_TOKEN",
+    "token_revoked": "check CI_SLACK_BOT_TOKEN",
+    "channel_not_found": "check SLACK_REPORT_CHANNEL, and invite the bot",
+    "not_in_channel": "invite the bot to the channel",
+    "missing_scope": "the bot needs chat:write, files:write, channels:read and channels:history",
+}
+
+
+class Slack(Protocol):
+    """What delivery needs of Slack. A message is addressed by its channel's id and its `ts`."""
+
+    def post(
+        self, channel: str, text: str, blocks: Blocks, thread_ts: str | None = None, metadata: Metadata | None = None
+    ) -> str: ...
+
+    def update(self, channel: str, ts: str, text: str, blocks: Blocks, metadata: Metadata | None = None) -> None: ...
+
+
+class SlackClient:
+    """Slack's Web API. Waits as long as a 429 says, tries server errors again, and never posts a message twice.
+
+    Raises:
+        SlackUnavailable: Slack stayed unreachable.
+        SlackRefused: Slack said no.
+    """
+
+    def __init__(self, token: str, api_url: str = "https://slack.com/api/", *, timeout: int = 30) -> None:
+        from slack_sdk import WebClient
+        from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, ServerErrorRetryHandler
+
+        rate_limit = _rate_limit_handler()
+        # After a lost answer nobody knows whether the message went out: only calls that may be repeated are.
+        self._once = WebClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit])
+        self._web = WebClient(
+            token,
+            api_url,
+            timeout=timeout,
+            retry_handlers=[
+                rate_limit,
+                ServerErrorRetryHandler(max_retry_count=3),
+                ConnectionErrorRetryHandler(max_retry_count=3),
+            ],
+        )
+        self._ids: dict[str, str] = {}  # of channels, by name
+
+    def post(
+        self, channel: str, text: str, blocks: Blocks, thread_ts: str | None = None, metadata: Metadata | None = None
+    ) -> str:
+        """Post a message; its `ts`. Where an answer was lost, the message is looked for before it is sent again."""
+        metadata = metadata or {"event_type": EVENT_TYPE, "event_payload": {"key": uuid.uuid4().hex}}
+        retrying = Retrying(
+            retry=retry_if_exception_type(SlackUnavailable),
+            wait=wait_exponential_jitter(initial=1, max=20),
+            stop=stop_after_attempt(5),
+            reraise=True,
+        )
+        for attempt in retrying:
+            with attempt:
+                if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata)):
+                    return ts
+                answer = self._with_blocks(
+                    self._once.chat_postMessage, channel, text, blocks, thread_ts=thread_ts, metadata=metadata
+                )
+                self._ids[channel] = str(answer["channel"])
+                return str(answer["ts"])
+        raise AssertionError("unreachable")
+
+    def update(self, channel: str, ts: str, text: str, blocks: Blocks, metadata: Metadata | None = None) -> None:
+        """Edit a message in place."""
+        channel = self.channel_id(channel)
+        self._with_blocks(self._web.chat_update, channel, text, blocks, ts=ts, metadata=metadata)
+
+    def messages(self, channel: str, thread_ts: str | None = None, oldest: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Messages of a channel (newest first) or of a thread (oldest first), as Slack spells them."""
+        call = self._web.conversations_replies if thread_ts else self._web.conversations_history
+        arguments = {"ts": thread_ts} if thread_ts else {}
+        cursor: str | None = None
+        while cursor != "":
+            answer = self._call(
+                call,
+                channel=self.channel_id(channel),
+                oldest=f"{oldest:.6f}",
+                include_all_metadata=True,
+                limit=200,
+                cursor=cursor,
+                **arguments,
+            )
+            yield from answer.get("messages", ())
+            cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
+
+    def channel_id(self, channel: str) -> str:
+        """The id of a channel: posting takes its name, everything else wants its id."""
+        if re.fullmatch(r"[CDG][A-Z0-9]{7,}", channel):
+            return channel
+        if channel not in self._ids:
+            cursor: str | None = None
+            while cursor != "":
+                answer = self._call(
+                    self._web.conversations_list,
+                    types="public_channel,private_channel",
+                    exclude_archived=True,
+                    limit=1000,
+                    cursor=cursor,
+                )
+                self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
+                cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
+        name = channel if channel in self._ids else f"#{channel.lstrip('#')}"
+        if name not in self._ids:
+            raise SlackRefused("conversations.list", "channel_not_found", channel)
+        return self._ids[name]
+
+    def _find(self, channel: str, thread_ts: str | None, metadata: Metadata) -> str:
+        """The `ts` of the message that carries this metadata, or ""."""
+        try:
+            for message in self.messages(channel, thread_ts):
+                if (message.get("metadata") or {}).get("event_payload") == metadata["event_payload"]:
+                    return str(message["ts"])
+        except SlackRefused as refused:
+            log.warning("Cannot look whether the message went out, so it may be posted twice: %s", refused)
+        return ""
+
+    def _with_blocks(
+        self, call: Callable[..., Any], channel: str, text: str, blocks: Blocks, **arguments: Any
+    ) -> dict[str, Any]:
+        """Send text and blocks; where Slack refuses the blocks, their text alone: a report must not be lost to them."""
+        try:
+            return self._call(call, channel=channel, text=text, blocks=blocks or None, **arguments)
+        except SlackRefused as refused:
+            if refused.reason not in _BLOCKS_REFUSED or not blocks:
+                raise
+            log.warning("%s; sending its text without blocks", refused)
+            return self._call(call, channel=channel, text=plain_text(text, blocks), **arguments)
+
+    @staticmethod
+    def _call(call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+        from slack_sdk.errors import SlackApiError, SlackClientError
+
+        method = call.__name__.replace("_", ".", 1)
+        subject = str(arguments.get("channel", "this token"))
+        try:
+            return call(**arguments).data
+        except SlackApiError as error:
+            status: int = error.response.status_code
+            reason = str((error.response.data or {}).get("error", "no reason given"))
+            if status == 429 or status >= 500 or reason in _TEMPORARY or not re.fullmatch(r"\w+", reason):
+                raise SlackUnavailable(f"Slack is not available for {method}: HTTP {status}, {reason[:200]}") from error
+            raise SlackRefused(method, reason, subject) from error
+        except (OSError, HTTPException, SlackClientError) as error:
+            raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
+
+
+def _rate_limit_handler() -> RetryHandler:
+    """Waits exactly as long as Slack says; slack_sdk's own adds up to a second, which doubles a thread's time."""
+    from slack_sdk.http_retry.builtin_handlers import RateLimitErrorRetryHandler
+
+    class Handler(RateLimitErrorRetryHandler):
+        def _can_retry(self, *, response: HttpResponse | None = None, **others: Any) -> bool:
+            return response is not None and response.status_code == 429 and _retry_after(response) <= PATIENCE
+
+        def prepare_for_next_attempt(
+            self, *, state: RetryState, response: HttpResponse | None = None, **others: Any
+        ) -> None:
+            assert response is not None
+            state.next_attempt_requested = True
+            time.sleep(_retry_after(response))
+            state.increment_current_attempt()
+
+    return Handler(max_retry_count=20)
+
+
+def _retry_after(response: HttpResponse) -> float:
+    """Seconds."""
+    said = next((value for name, value in response.headers.items() if name.lower() == "retry-after"), ["1"])
+    return float(said[0]) if said[0].isdigit() else 1.0
+
+
+def plain_text(text: str, blocks: Blocks) -> str:
+    """A message without blocks: its own text, then what its blocks say."""
+    said = [str((block.get("text") or {}).get("text", "")) for block in blocks]
+    return "\n\n".join(part for part in (text, *said) if part)[:TEXT_LIMIT]
