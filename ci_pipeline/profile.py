@@ -45,6 +45,7 @@ class TestJob(_Part):
     channel: str = ""  # Slack channel of the service's report; `SLACK_REPORT_CHANNEL` wins
     matrix: bool = False  # called once per folder
     prefixes: tuple[str, ...] = ()  # of folder names, removed where a report shows them: `models_`
+    columns: dict[str, str] = Field(default_factory=dict)  # categories that have a column of their own, by its label
 
 
 class Workflow(_Part):
@@ -87,10 +88,13 @@ class Profile(_Part):
     devices: dict[str, Device]
     test_jobs: dict[str, TestJob]
     non_model_test_modules: tuple[str, ...] = ()
+    module_folders: tuple[str, ...] = ()  # folders of `tests/` whose own folders are what is tested
     categories: tuple[str, ...]
     category_rules: tuple[CategoryRule, ...] = ()
     unclassified: str = "Unclassified"
     workflows: tuple[Workflow, ...] = ()
+    warnings_job: str = ""  # the job that selects warnings: part of its name
+    highlighted_warnings: str = ""  # warnings of this package are counted apart
     previous: dict[str, PreviousRule] = Field(default_factory=dict)
     reference: Reference | None = None
 
@@ -108,10 +112,11 @@ class Profile(_Part):
 
     def category_of(self, node_id: str) -> str:
         """The category of a test, from its node id."""
-        return next(
-            (r.category for r in self.category_rules if any(c in node_id for c in r.contains)),
-            self.unclassified,
-        )
+        for rule in self.category_rules:
+            for text in rule.contains:
+                if text in node_id:
+                    return rule.category
+        return self.unclassified
 
 
 def load_profile(name: str) -> Profile:

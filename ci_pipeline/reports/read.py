@@ -1,0 +1,39 @@
+"""A report on disk → its test outcomes, whichever tool wrote it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ci_pipeline.model import ArtifactName, Problem, TestReport
+from ci_pipeline.reports.pytest_folder import read_pytest_folder
+
+
+def read_report(folder: Path, artifact: ArtifactName, *, every_outcome: bool = False) -> TestReport:
+    """The report in an artifact's folder: pytest's report files, or JUnit XML; found by what is in it.
+
+    The outcomes are the failing tests (`failed`, `error`), or with `every_outcome` all that the report names. What
+    cannot be read never raises: it is a problem of the report.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        problem = Problem(
+            artifact.name,
+            f"the artifact cannot be read: {error.strerror}",
+            artifact.device,
+            artifact.test_job,
+            artifact.matrix_entry,
+        )
+        return TestReport(artifact, None, problems=(problem,))
+    if "stats.txt" not in names and (files := sorted(name for name in names if name.endswith(".xml"))):
+        from ci_pipeline.reports.junit import read_junit_folder
+
+        return read_junit_folder(folder, files, artifact, every_outcome=every_outcome)
+    return read_pytest_folder(folder, names, artifact, every_outcome=every_outcome)
+
+
+def read_reports(root: Path, artifacts: Iterable[ArtifactName], *, every_outcome: bool = False) -> list[TestReport]:
+    """The reports of the artifacts that are folders of `root`, in the same order."""
+    return [read_report(Path(root, a.name), a, every_outcome=every_outcome) for a in artifacts]

@@ -1,0 +1,156 @@
+"""pytest's short test summary: which tests it names, and which lines are only the text of a message.
+
+A message may have several lines, and any of them may look like an entry: the output of a child pytest, a log. pytest's
+own totals, the crash lines and the headlines of its tracebacks tell an entry from its ghost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+# `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
+_NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
+_SUBTEST = re.compile(
+    rb"(?m)^(?:SUBFAIL(?:ED)?(?:,)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)$"
+)
+
+
+class Entry(NamedTuple):
+    """One line of the summary: `FAILED tests/test_x.py::test_a[1] - ValueError: text`."""
+
+    start: int  # of its line
+    node_id: bytes
+    headline: bytes  # of its traceback: `TestA.test_a[1]`
+    message: bytes  # the first line of it
+    message_start: int
+
+
+class Crash(NamedTuple):
+    """Where a test failed, as pytest's `--tb=line` says it: `path:12: ValueError: text`."""
+
+    line: bytes
+    text: bytes
+
+    def agrees_with(self, message: bytes) -> bool:
+        """True if `message` is this crash's; outside of CI pytest cuts it to the width of the terminal."""
+        message = message.strip()
+        return self.text == message or (message.endswith(b"...") and self.text.startswith(message[:-3]))
+
+
+def split_node_id(text: bytes) -> tuple[bytes, bytes]:
+    """Split `<node id> - <message>`, as pytest joins them; the message is empty where there is none.
+
+    Parameters may hold ` - ` themselves: the node id ends where its brackets do.
+    """
+    end = text.find(b" - ")
+    while True:
+        node_id = text if end < 0 else text[:end]
+        name = node_id.find(b"::")
+        if _NODE_ID.match(node_id) and (name < 0 or node_id.find(b"[", name) < 0 or node_id.endswith(b"]")):
+            return node_id, b"" if end < 0 else text[end + 3 :]
+        if end < 0:
+            node_id, _, message = text.partition(b" - ")
+            return node_id, message
+        end = text.find(b" - ", end + 3)
+
+
+def headline(node_id: bytes) -> bytes:
+    """The headline of a test's traceback: `tests/test_x.py::TestA::test_a[b::c]` → `TestA.test_a[b::c]`."""
+    _, _, name = node_id.partition(b"::")
+    name, bracket, parameters = name.partition(b"[")
+    return name.replace(b"::", b".") + bracket + parameters
+
+
+def lines_of(text: bytes, word: bytes) -> list[Entry]:
+    """Every line of the summary that begins with `word`, ghosts included; `text` begins with a newline."""
+    entries: list[Entry] = []
+    prefix = b"\n" + word + b" "
+    start = text.find(prefix)
+    while start >= 0:
+        begin = start + len(prefix)
+        end = text.find(b"\n", begin)
+        if end < 0:
+            end = len(text)
+        node_id, message = split_node_id(text[begin:end])
+        entries.append(Entry(start, node_id, headline(node_id), message, end - len(message)))
+        start = text.find(prefix, end)
+    return entries
+
+
+def failed_lines(text: bytes) -> list[Entry]:
+    """Every line that says that a test or a subtest failed, ghosts included."""
+    entries = lines_of(text, b"FAILED")
+    if b"SUBFAIL" in text:
+        for found in _SUBTEST.finditer(text):
+            node_id, message = split_node_id(found["rest"])
+            subtest = b" " + (found["after"] or found["before"] or b"").strip()
+            name = headline(node_id) + subtest
+            node_id = (node_id + subtest).rstrip()
+            entries.append(Entry(found.start(), node_id, name.rstrip(), message, found.end() - len(message)))
+        entries.sort()
+    return entries
+
+
+def error_lines(text: bytes) -> list[Entry]:
+    """Every line that says that a test could not be set up, torn down or collected, ghosts included."""
+    return lines_of(text, b"ERROR")
+
+
+def without_ghosts(
+    lines: Sequence[Entry],
+    counted: int | None,
+    crashes: Sequence[Crash] = (),
+    headlines: Callable[[], Sequence[bytes]] = tuple,
+) -> list[Entry]:
+    """Those lines that are entries of the summary.
+
+    Args:
+        counted: how many there are by pytest's closing line; None where it is missing.
+        crashes: of the same tests in the same order, where they are known.
+        headlines: the same for the headlines of the tracebacks; asked only when the rest does not decide.
+    """
+    entries = [line for line in lines if _NODE_ID.match(line.node_id)]
+    if counted is None or len(entries) == counted:
+        return entries
+    if len(entries) < counted:  # names that pytest's own collectors do not give
+        return list(lines) if len(lines) == counted else entries
+    guess = list({entry.node_id: entry for entry in reversed(entries)}.values())[::-1]
+    if len(crashes) == counted:
+        found, others = _in_step(entries, lambda i, entry: crashes[i].agrees_with(entry.message), counted)
+        if len(found) == counted:
+            # Lines that repeat a known test are the output of its child process; any other could be the real one.
+            if {entry.node_id for entry in others} <= {entry.node_id for entry in found}:
+                return found
+            guess = found
+    names = {entry.headline for entry in entries}
+    known = [name for name in headlines() if name in names]
+    if len(known) == counted:
+        named, _ = _in_step(entries, lambda i, entry: entry.headline == known[i], counted)
+        if len(crashes) == counted:
+            both, _ = _in_step(
+                entries,
+                lambda i, entry: entry.headline == known[i] and crashes[i].agrees_with(entry.message),
+                counted,
+            )
+            named = both if len(both) == counted else named
+        if len(named) == counted:
+            return named
+    return guess
+
+
+def _in_step(
+    entries: Sequence[Entry], agrees: Callable[[int, Entry], bool], counted: int
+) -> tuple[list[Entry], list[Entry]]:
+    """Walk the lines and the evidence side by side: a line is an entry if it agrees with the next piece of evidence."""
+    found: list[Entry] = []
+    others: list[Entry] = []
+    seen: set[bytes] = set()
+    for entry in entries:
+        if len(found) < counted and entry.node_id not in seen and agrees(len(found), entry):
+            found.append(entry)
+            seen.add(entry.node_id)
+        else:
+            others.append(entry)
+    return found, others
