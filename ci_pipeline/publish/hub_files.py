@@ -1,0 +1,174 @@
+"""What a job report leaves in the Hub dataset: the files, their contents, and where they go."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ci_pipeline.publish.slack_classic import NO_DEVICE, Where, classic_report
+
+if TYPE_CHECKING:
+    from ci_pipeline.model import CiRun, EarlierRun, JobReport, TestReport
+    from ci_pipeline.profile import Profile
+
+log = logging.getLogger(__name__)
+
+LOCAL_ONLY = ("model_failures_report.txt", "module_failures_report.txt")
+"""Files for the next step of the workflow: its artifact is what the next run is compared with."""
+
+
+def results_folder(test_job: str) -> str:
+    return f"ci_results_{test_job}"
+
+
+def dataset_folder(run: CiRun, test_job: str) -> str:
+    """Where the files of a run go: a run that nobody scheduled must not replace the daily one."""
+    date = (run.created_at or datetime.now(UTC)).astimezone(UTC).date().isoformat()
+    if run.event == "schedule":
+        return f"{date}/{results_folder(test_job)}"
+    return f"{date}/runs/{run.run_number}-{run.run_id}/{results_folder(test_job)}"
+
+
+def render(report: JobReport, profile: Profile, *, previous_model_table: str = "") -> dict[str, bytes]:
+    """All files of a report, contents by name."""
+    job = profile.test_jobs.get(report.test_job)
+    kind = job.result_name if job else report.test_job
+    matrix = bool(job and job.matrix)
+    classic = classic_report(report, profile, previous_model_table=previous_model_table)
+    results = dict(report.results)
+
+    captured = {(r.artifact.matrix_entry, r.artifact.device): r.captured_info for r in report.reports}
+    extra = {
+        name: {
+            "captured_info": {
+                device: {"link": url, "captured_info": captured.get((name, device), "")}
+                for device, url in result.get("captured_info", {}).items()
+            }
+        }
+        for name, result in results.items()
+    }
+    files: dict[str, Any] = {f"{kind}_results.json": results if matrix else next(iter(results.values()), {})}
+    if matrix:
+        files[f"{kind}_results_extra.json"] = extra
+    files["job_links.json"] = {
+        classic.display_name(name): result.get("job_link", {}) for name, result in sorted(results.items())
+    }
+    if matrix and classic.n_failures:
+        files["model_failures_report.txt"] = classic.model_table().text(to_truncate=False)
+        files["module_failures_report.txt"] = classic.module_table().text(to_truncate=False)
+    if classic.changed_models and classic.changed_models.rows:
+        files["changed_model_failures_report.txt"] = classic.changed_models.text(to_truncate=False)
+    new = [("new_failures", classic.new_failures)]
+    new += [(f"new_failures_against_{other.run_id}", other) for other in classic.unique_failures]
+    for name, compared in new:
+        if compared and compared.failures:
+            failures = compared.failures
+            files[f"{name}.txt"] = classic.failure_list(failures, to_truncate=False)
+            files[f"{name}.json"] = failures_by_module(failures, profile, report.test_job)
+    if report.previous and report.previous.outcomes is not None:
+        files["test_results_diff.json"] = results_diff(report.reports, report.previous)
+    return {name: (content if isinstance(content, str) else _json(content)).encode() for name, content in files.items()}
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=4, ensure_ascii=False)
+
+
+def failures_by_module(failures: Sequence[Where], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:
+    """Node ids by tested module and device: `{"bert": {"single-gpu": [...], "multi-gpu": [...]}}`.
+
+    The module is the folder of the test: `tests/models/bert/test_x.py::t` tests `bert`, `examples/test_x.py::t`
+    `examples`.
+    """
+    job = profile.test_jobs.get(test_job)
+    prefixes = [*profile.module_folders, *(prefix.rstrip("_") for prefix in (job.prefixes if job else ()))]
+    modules: dict[str, dict[str, list[str]]] = {}
+    for _, device, node_id in failures:
+        path = node_id.partition("::")[0].removeprefix("tests/")
+        for prefix in prefixes:
+            path = path.removeprefix(f"{prefix}/")
+        devices = modules.setdefault(path.partition("/")[0], {f"{known}-gpu": [] for known in profile.devices})
+        devices.setdefault(f"{device}-gpu" if device else NO_DEVICE, []).append(node_id)
+    return modules
+
+
+def results_diff(reports: Sequence[TestReport], previous: EarlierRun) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every test whose outcome is not what it was: `{"models_bert": {"single": {node id: {"previous", "current"}}}}`.
+
+    null: the test did not run, or was skipped, of which pytest names only the place.
+    """
+    now = {
+        (report.artifact.matrix_entry, report.artifact.device, outcome.node_id): outcome.outcome
+        for report in reports
+        for outcome in report.outcomes
+    }
+    before = previous.outcomes or {}
+    diff: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for where in sorted(now.keys() | before.keys()):
+        entry, device, node_id = where
+        if "::" in node_id and now.get(where) != before.get(where):
+            change = {"previous": before.get(where), "current": now.get(where)}
+            diff[entry or "tests"].setdefault(device or NO_DEVICE, {})[node_id] = change
+    return dict(diff)
+
+
+# --- an earlier run's files -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierResults:
+    """What the `ci_results_<job>` folder of an earlier run says: trace by (matrix entry, device, node id)."""
+
+    failures: Mapping[Where, str] = field(default_factory=dict[Where, str])
+    model_table: str = ""
+
+
+class NoResults(ValueError):
+    """A folder has no readable `<x>_results.json`. The text is one line."""
+
+
+def read_results(folder: Path, result_name: str) -> EarlierResults:
+    """Read the results that an earlier run left in `folder`.
+
+    Raises:
+        NoResults: the results are missing, or are none.
+    """
+    path = folder / f"{result_name}_results.json"
+    try:
+        results = json.loads(path.read_bytes())
+    except OSError as error:
+        raise NoResults(f"{path.name} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise NoResults(f"{path.name} is not JSON") from None
+    if not isinstance(results, dict):
+        raise NoResults(f"{path.name} holds no results")
+    try:
+        table = (folder / "model_failures_report.txt").read_text("utf-8", "replace")
+    except OSError:
+        table = ""
+    return EarlierResults(dict(_failures(results)), table)
+
+
+def failures_of(results: Mapping[str, Any]) -> dict[Where, str]:
+    """The failing tests of job results."""
+    return dict(_failures(results))
+
+
+def _failures(results: Mapping[str, Any]) -> Iterator[tuple[Where, str]]:
+    """Whatever of other people's JSON has the shape of a failing test."""
+    entries = {"": results} if "failures" in results else results
+    for entry, result in entries.items():
+        devices = result.get("failures") if isinstance(result, dict) else None
+        for device, failures in devices.items() if isinstance(devices, dict) else ():
+            for failure in failures if isinstance(failures, list) else ():
+                if isinstance(failure, dict) and isinstance(failure.get("line"), str):
+                    yield (
+                        (entry, "" if device in ("null", NO_DEVICE) else device, failure["line"]),
+                        str(failure.get("trace") or ""),
+                    )

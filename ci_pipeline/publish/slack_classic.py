@@ -1,0 +1,496 @@
+"""The report of a test job as Slack messages, in the words of the notification service that teams know.
+
+Works on job results in the Result Structure: `model_results` by matrix entry, `additional_results` by the name of the
+test. A section's text is mrkdwn and escaped, a header's is plain; Slack's limits are kept by construction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ci_pipeline.publish.mrkdwn import escape, link
+from ci_pipeline.publish.thread import SlackMessage, SlackThread
+
+if TYPE_CHECKING:
+    from ci_pipeline.model import EarlierRun, Failure, JobReport, JobResult, Problem
+    from ci_pipeline.profile import Profile, TestJob
+
+Block = dict[str, Any]
+Where = tuple[str, str, str]
+"""A failing test: its matrix entry, its device, its node id."""
+
+TRUNCATED = "[Truncated]"
+HEADER_LIMIT = 150
+SECTION_LIMIT = 3000
+ENTRIES_LIMIT = SECTION_LIMIT - len(TRUNCATED)
+BLOCKS_LIMIT = 50
+NAME_LIMIT = 1200
+"""Of a list's first entry at least the beginning is shown: a longer node id would leave no room for its trace."""
+
+NO_DEVICE = "unclassified"
+"""The device of artifacts whose name has none, in `failed` of the Result Structure."""
+
+
+# --- text that fits -------------------------------------------------------------------------------------------------
+
+
+def clip(text: str, limit: int) -> str:
+    """At most `limit` characters; what is cut off is marked, and no escape sequence is cut in two."""
+    return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: max(limit - 1, 0)]) + "…"
+
+
+def entries_that_fit(entries: Iterable[str], before: str = "", after: str = "", limit: float = ENTRIES_LIMIT) -> str:
+    """`before`, as many of the entries as fit, `after`; then `[Truncated]` if there are more."""
+    shown, room = [before], limit - len(before) - len(after)
+    for entry in entries:
+        if len(entry) > room:
+            if len(shown) == 1:
+                shown.append(clip(entry, int(room)))
+            return "".join([*shown, after, TRUNCATED])
+        shown.append(entry)
+        room -= len(entry)
+    return "".join([*shown, after])
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def header(text: str, **extra: Any) -> Block:
+    return {"type": "header", "text": {"type": "plain_text", "text": clip(text, HEADER_LIMIT), **extra}}
+
+
+def section(text: str, button: Block | None = None) -> Block:
+    """A mrkdwn section; the text is escaped already."""
+    block: Block = {"type": "section", "text": {"type": "mrkdwn", "text": clip(text, SECTION_LIMIT)}}
+    return {**block, "accessory": button} if button else block
+
+
+def plain_section(text: str, button: Block | None = None, **extra: Any) -> Block:
+    block = section(text, button)
+    return {**block, "text": {"type": "plain_text", "text": block["text"]["text"], **extra}}
+
+
+def button(text: str, url: str, **extra: Any) -> Block | None:
+    """A button that opens a page; None where there is no page."""
+    if not url or len(url) > 3000:
+        return None
+    return {"type": "button", "text": {"type": "plain_text", "text": text, **extra}, "url": url}
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def prepare_reports(title: str, header: str, reports: Sequence[str], to_truncate: bool = True) -> str:
+    """Lines as a table below a title, cut to what a section holds; "" for no lines."""
+    if not reports:
+        return ""
+    limit = ENTRIES_LIMIT if to_truncate else float("inf")
+    return entries_that_fit([f"{line}\n" for line in reports], f"{title}:\n```\n{header}", "```\n", limit)
+
+
+def failed_by_device(result: JobResult) -> Counter[str]:
+    """Failures of a job result by device, whether it counts by category or not."""
+    failed = result.get("failed", {})
+    parts = failed.values() if any(isinstance(part, dict) for part in failed.values()) else [failed]
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update({_device(device): count for device, count in part.items() if count})
+    return counts
+
+
+def _device(name: str | None) -> str:
+    return name or NO_DEVICE
+
+
+def _title(device: str) -> str:
+    return device.replace("_", " ").capitalize()
+
+
+class Table(NamedTuple):
+    """A table of failures in lines: `rows` are the lines below `header`."""
+
+    title: str
+    header: str
+    rows: list[str]
+
+    def text(self, *, to_truncate: bool = True) -> str:
+        """As mrkdwn that a section holds, or whole for a file."""
+        rows = [escape(row) for row in self.rows] if to_truncate else self.rows
+        return prepare_reports(self.title, self.header, rows, to_truncate)
+
+
+def _table(title: str, columns: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
+    """Numbers by name, right-aligned below `columns`; all columns are as wide as the widest."""
+    width = max(map(len, columns))
+    line = " | ".join([f"{{:>{width}}}"] * len(columns)) + " | {}"
+    head = line.format(*columns, "Category")
+    return Table(title, f"{head}\n", [line.format(*numbers, name) for name, numbers in counts.items()])
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The failures that another run does not have. `label` says what run that is: "previous run"."""
+
+    run_id: int
+    label: str
+    failures: Sequence[Where] = ()
+    file_url: str = ""  # the whole list
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassicReport:
+    """What the messages of one test job say; `thread()` renders it."""
+
+    title: str
+    ci_title: str = ""  # mrkdwn, escaped
+    profile: Profile
+    test_job: str
+    model_results: Mapping[str, JobResult] = field(default_factory=dict[str, "JobResult"])
+    additional_results: Mapping[str, JobResult] = field(default_factory=dict[str, "JobResult"])
+    run_url: str = ""
+    incomplete: Sequence[Problem] = ()
+    warnings: Sequence[str] = ()
+    warnings_url: str = ""
+    new_failures: Compared | None = None
+    unique_failures: Sequence[Compared] = ()
+    results_diff: Compared | None = None
+    not_compared: Sequence[str] = ()  # why not, one line each
+    changed_models: Table | None = None
+
+    # --- totals
+
+    @cached_property
+    def results(self) -> dict[str, JobResult]:
+        return {**self.model_results, **self.additional_results}
+
+    @cached_property
+    def n_failures(self) -> int:
+        return sum(failed_by_device(result).total() for result in self.results.values())
+
+    @cached_property
+    def n_errors(self) -> int:
+        """Errors at setup, teardown and collection."""
+        return sum(result.get("errors", 0) for result in self.results.values())
+
+    @cached_property
+    def n_tests(self) -> int:
+        return self.n_failures + self.n_errors + sum(result.get("success", 0) for result in self.results.values())
+
+    @cached_property
+    def n_jobs_errored_out(self) -> int:
+        return sum(bool(result.get("error")) for result in self.results.values())
+
+    @property
+    def passed(self) -> bool:
+        """Everything ran, was seen, and passed."""
+        return not (self.n_failures or self.n_errors or self.n_jobs_errored_out or self.incomplete)
+
+    @property
+    def time(self) -> str:
+        """Time spent in all tests: `1h2m3s`."""
+        minutes, seconds = divmod(int(sum(sum(r.get("time_spent", ())) for r in self.results.values())), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}h{minutes}m{seconds}s"
+
+    @property
+    def outcome(self) -> str:
+        """`3 failures`, and where there are any `3 failures and 2 errors`."""
+        return f"{self.n_failures} failures" + (f" and {self.n_errors} errors" if self.n_errors else "")
+
+    @property
+    def text(self) -> str:
+        """What notifications show."""
+        if self.passed:
+            return "All tests passed."
+        return f"{'Incomplete: ' if self.incomplete else ''}{self.outcome} out of {self.n_tests} tests,"
+
+    # --- tables
+
+    @cached_property
+    def _job(self) -> TestJob | None:
+        return self.profile.test_jobs.get(self.test_job)
+
+    @cached_property
+    def _devices(self) -> dict[str, str]:
+        """Devices that have a column, by name: the profile's, and any other that something failed on."""
+        others = {device for result in self.results.values() for device in failed_by_device(result)}
+        known = {device: entry.label or _title(device) for device, entry in self.profile.devices.items()}
+        return known | {device: _title(device) for device in sorted(others - known.keys())}
+
+    def display_name(self, entry: str) -> str:
+        """A matrix entry without the prefix that its job gives it: `models_bert` is `bert`."""
+        prefixes = self._job.prefixes if self._job else ()
+        return next((entry.removeprefix(prefix) for prefix in prefixes if entry.startswith(prefix)), entry)
+
+    def category_table(self) -> Table:
+        """Failures by category and device; only for jobs whose report tells categories apart."""
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        if self._job and self._job.columns:
+            for result in self.model_results.values():
+                for category, failed in result.get("failed", {}).items():
+                    counts[category].update({_device(device): count for device, count in failed.items() if count})
+        order = [*self.profile.categories, *(c for c in counts if c not in self.profile.categories)]
+        rows = {c: [counts[c][device] for device in self._devices] for c in order if c in counts and counts[c].total()}
+        return _table("The following categories had failures", list(self._devices.values()), rows)
+
+    def model_table(self) -> Table:
+        """Failures of the matrix entries that are models."""
+        columns = dict(self._job.columns) if self._job else {}
+        entries = self._entries_with_failures(lambda name: name not in self.profile.non_model_test_modules)
+        title = f"These following {self._kind} modules had failures"
+        if not columns:
+            return self._by_device(title, entries)
+        labels = [f"{label} {short}" for short in columns for label in self._devices.values()]
+        rows: dict[str, list[int]] = {}
+        for name, result in entries.items():
+            failed = result.get("failed", {})
+            cells = [
+                failed.get(category, {}).get(device, 0) for category in columns.values() for device in self._devices
+            ]
+            rows[name] = [*cells, failed_by_device(result).total() - sum(cells)]
+        return _table(title, [*labels, "Other"], rows)
+
+    def module_table(self) -> Table:
+        """Failures of the matrix entries that are other modules."""
+        entries = self._entries_with_failures(lambda name: name in self.profile.non_model_test_modules)
+        return self._by_device(f"The following {self._kind} modules had failures", entries)
+
+    def additional_table(self) -> Table:
+        """Failures of the tests that have no matrix."""
+        failing = {
+            f"{'[Errored out] ' if result.get('error') else ''}{name}": result
+            for name, result in sorted(self.additional_results.items())
+            if failed_by_device(result)
+        }
+        return self._by_device("The following non-modeling tests had failures", failing)
+
+    @property
+    def _kind(self) -> str:
+        return self._job.result_name if self._job else self.test_job
+
+    def _entries_with_failures(self, belongs: Callable[[str], bool]) -> dict[str, JobResult]:
+        named = {self.display_name(entry): result for entry, result in self.model_results.items()}
+        return {name: named[name] for name in sorted(named) if belongs(name) and failed_by_device(named[name])}
+
+    def _by_device(self, title: str, entries: Mapping[str, JobResult]) -> Table:
+        counts = {name: failed_by_device(result) for name, result in entries.items()}
+        rows = {name: [count[device] for device in self._devices] for name, count in counts.items()}
+        return _table(title, list(self._devices.values()), rows)
+
+    # --- the main message
+
+    def thread(self) -> SlackThread:
+        return SlackThread(self.main(), list(self.replies()))
+
+    def main(self) -> SlackMessage:
+        blocks = [header(self.title)]
+        if self.ci_title:
+            blocks.append(section(self.ci_title))
+        blocks.append(self._summary())
+        tables = [self.category_table(), self.model_table(), self.module_table(), self.additional_table()]
+        if self.changed_models:
+            tables.append(self.changed_models)
+        blocks += [section(table.text()) for table in tables if table.rows]
+        if self.warnings:
+            blocks.append(self._warnings())
+        blocks += self._comparisons()
+        return SlackMessage("main", self.text, blocks[:BLOCKS_LIMIT])
+
+    def _summary(self) -> Block:
+        action = button("Check Action results", self.run_url, emoji=True)
+        if self.passed:
+            passed = f"[SUCCESS] There were no failures: all {self.n_tests} tests passed. The suite ran in {self.time}."
+            return plain_section(passed, action, emoji=True)
+        totals = (
+            f"There were {self.outcome}, out of {self.n_tests} tests.\n"
+            f"[ERROR] There were {self.n_jobs_errored_out} jobs errored out (not producing test output files).\n"
+            f"The suite ran in {self.time}."
+        )
+        missing = self._missing(SECTION_LIMIT - len(totals) - 1)
+        return plain_section(f"{missing}\n{totals}" if missing else totals, action, emoji=True)
+
+    def _missing(self, limit: int) -> str:
+        """What was not seen, in plain text: each reason once, with what it befell."""
+        subjects: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for problem in self.incomplete:
+            subjects[problem.reason][problem.matrix_entry or problem.subject].append(problem.device)
+        lines: list[str] = []
+        for reason, devices in subjects.items():
+            names = [f"{name} ({', '.join(filter(None, on))})" if any(on) else name for name, on in devices.items()]
+            lines.append(f"[INCOMPLETE] {reason}: {', '.join(names)}")
+        return clip("\n".join(lines), limit)
+
+    def _warnings(self) -> Block:
+        word = self.profile.highlighted_warnings
+        text = f"There are {len(self.warnings)} warnings being selected."
+        if word:
+            text += f"\n{sum(word in warning for warning in self.warnings)} of them are from `{word}`."
+        label = "Check warnings" if self.warnings_url else "Check warnings (Link not found)"
+        return plain_section(text, button(label, self.warnings_url or self.run_url, emoji=True), emoji=True)
+
+    def _comparisons(self) -> list[Block]:
+        blocks = [section(f"*New failures are not known*\n\n({escape(reason)})") for reason in self.not_compared]
+        if self.new_failures and self.new_failures.failures:
+            blocks.append(self.comparison_block(self.new_failures, "new failed tests", "Check new failures"))
+        blocks += [
+            self.comparison_block(other, "failed tests unique to this run", "Check failures")
+            for other in self.unique_failures
+            if other.failures
+        ]
+        if self.results_diff:
+            text = f"*Test results diff*\n\n({self._compared_to(self.results_diff)})"
+            blocks.append(section(text, button("Check test result diff file", self.results_diff.file_url)))
+        if self.new_failures and self.new_failures.failures:
+            blocks.append(section(self.failure_list(self.new_failures.failures)))
+        return blocks
+
+    def comparison_block(self, compared: Compared, what: str, label: str) -> Block:
+        text = f"*There are {len(compared.failures)} {what}*\n\n({self._compared_to(compared)})"
+        return section(text, button(label, compared.file_url))
+
+    def _compared_to(self, compared: Compared) -> str:
+        runs = self.run_url.rpartition("/")[0]
+        return f"compared to {escape(compared.label)}: {link(f'{runs}/{compared.run_id}', str(compared.run_id))}"
+
+    def failure_list(self, failures: Sequence[Where], *, to_truncate: bool = True) -> str:
+        """Failing tests, each with the jobs it fails in, one paragraph per test; as mrkdwn, or whole for a file."""
+        devices: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for entry, device, node_id in failures:
+            devices[entry, node_id].append(device)
+        show = (lambda node_id: clip(escape(node_id), NAME_LIMIT)) if to_truncate else str
+        entries = (f"{self._job_links(at[0], tuple(on))}\n{show(at[1])}\n\n" for at, on in devices.items())
+        return entries_that_fit(entries, limit=ENTRIES_LIMIT if to_truncate else float("inf"))
+
+    def _job_links(self, entry: str, devices: tuple[str, ...]) -> str:
+        if (entry, devices) not in self._links:
+            urls = self.results.get(entry, {}).get("job_link", {})
+            self._links[entry, devices] = "|".join(link(urls.get(d, ""), d or NO_DEVICE) for d in devices) + " gpu"
+        return self._links[entry, devices]
+
+    @cached_property
+    def _links(self) -> dict[tuple[str, tuple[str, ...]], str]:
+        return {}  # a broken driver makes as many lines as there are tests
+
+    # --- the replies
+
+    def replies(self) -> Iterable[SlackMessage]:
+        """One message for each matrix entry and device that has failing tests."""
+        for name, result in sorted(self.results.items()):
+            for device, failures in result.get("failures", {}).items():
+                if failures:
+                    text = self.failure_counts(result, device, failures)
+                    blocks = self.reply_blocks(name, result, failures, device, text)
+                    yield SlackMessage(f"{name}/{device}", f"Results for {name}", blocks)
+
+    @staticmethod
+    def failure_counts(result: JobResult, device: str | None, failures: Sequence[Failure]) -> str:
+        """How many tests failed on a device, by category where the result counts by category."""
+        failed = result.get("failed", {})
+        if any(isinstance(part, dict) for part in failed.values()):
+            counts = {category: by_device.get(_device(device), 0) for category, by_device in sorted(failed.items())}
+            lines = [f"*{escape(category)}*: {count}" for category, count in counts.items() if count]
+            n_failed = sum(counts.values())
+        else:
+            n_failed = failed.get(_device(device), 0)
+            lines = [f"Number of failures: {n_failed}"] if n_failed else []
+        if n_errors := max(len(failures) - n_failed, 0):
+            lines.append(f"*Errors*: {n_errors}" if result.get("errors") else f"Number of failures: {n_errors}")
+        return "\n".join(lines)
+
+    @staticmethod
+    def reply_blocks(
+        name: str, result: JobResult, failures: Sequence[Failure], device: str | None, text: str
+    ) -> list[Block]:
+        heading = f"{name} ({device}-gpu)" if device else name
+        job_link = result.get("job_link", {}).get(device or "", "")
+        entries = entries_that_fit(failure_entry(failure["line"], failure["trace"]) for failure in failures)
+        return [
+            header(heading.upper(), emoji=True),
+            section(text, button("GitHub Action job", job_link, emoji=True)),
+            section(entries),
+        ]
+
+
+def classic_report(
+    report: JobReport,
+    profile: Profile,
+    *,
+    title: str = "",
+    ci_title: str = "",
+    run_url: str = "",
+    warnings_url: str = "",
+    not_compared: Sequence[str] = (),
+    previous_model_table: str = "",
+    file_url: Callable[[str], str] = lambda name: "",
+) -> ClassicReport:
+    """The messages of a job report. `file_url` says where a file of the report is on the Hub, "" if it is not."""
+    job = profile.test_jobs.get(report.test_job)
+    test = job.test if job else report.test_job
+    matrix = bool(job and job.matrix)
+    devices = {device: order for order, device in enumerate(profile.devices)}
+
+    def differing(change: str, earlier: EarlierRun, name: str) -> Compared:
+        run_id = earlier.run.run_id
+        rows = (row for row in report.diff if row.change == change and row.against_run_id == run_id)
+        where = [(row.matrix_entry or test, row.device, row.node_id) for row in rows]
+        where.sort(key=lambda failure: (failure[0], devices.get(failure[1], len(devices))))
+        return Compared(run_id, earlier.label, where, file_url(name))
+
+    previous = report.previous
+    classic = ClassicReport(
+        title=title,
+        ci_title=ci_title,
+        profile=profile,
+        test_job=report.test_job,
+        model_results=report.results if matrix else {},
+        additional_results={} if matrix else {test: next(iter(report.results.values()), {})},
+        run_url=run_url,
+        incomplete=report.problems,
+        warnings=report.warnings,
+        warnings_url=warnings_url,
+        new_failures=differing("new_failure", previous, "new_failures.json") if previous else None,
+        unique_failures=[
+            differing("unique_failure", other, f"new_failures_against_{other.run.run_id}.json")
+            for other in report.others
+        ],
+        results_diff=Compared(previous.run.run_id, previous.label, (), file_url("test_results_diff.json"))
+        if previous and previous.outcomes is not None
+        else None,
+        not_compared=not_compared,
+    )
+    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
+
+
+def changed_table(table: Table, previous: str) -> Table | None:
+    """The rows of a table that are new or have grown since `previous`, the same table of an earlier run."""
+    if not previous.strip():
+        return None
+    before = dict(_numbers(line) for line in previous.splitlines() if "|" in line)
+    changed: list[str] = []
+    for row in table.rows:
+        name, numbers = _numbers(row)
+        growth = sum(numbers) - sum(before.get(name, ()))
+        if any(now > then for now, then in zip_longest(numbers, before.get(name, ()), fillvalue=0)):
+            changed.append(f"{row} ({growth:+})" if growth else row)
+    return table._replace(title="Changed model modules failures", rows=changed)
+
+
+def _numbers(row: str) -> tuple[str, list[int]]:
+    """The name at the end of a table's row, and the numbers before it."""
+    *cells, name = row.split(" | ")
+    return name.strip(), [int(cell) for cell in cells if cell.strip().isdigit()]
+
+
+def failure_entry(node_id: str, trace: str) -> str:
+    """A failing test and its trace, short enough to be the first entry of a section."""
+    name = clip(escape(node_id), NAME_LIMIT)
+    return f"*{name}*\n_{clip(escape(trace), ENTRIES_LIMIT - len(name) - 6)}_\n\n"
