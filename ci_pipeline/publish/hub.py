@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
+
+from ci_pipeline.publish.ledger import Delivered, Ledger, name_of
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,123 @@ class HubRefused(HubUnavailable):
     """The Hub answered, and said no: a wrong token, a dataset that may not be written."""
 
 
+class Hub(Protocol):
+    """What delivery needs of the Hub: `HubClient`, or `HubOutbox` where there is no token."""
+
+    where: Literal["hub", "outbox"]
+
+    def upload(self, files: Mapping[str, bytes], *, repo_id: str, message: str) -> str: ...
+
+    def url(self, repo_id: str, commit: str) -> str: ...
+
+
+class HubClient:
+    """The Hub's datasets. Each upload also keeps the dataset's card, unless a person wrote one."""
+
+    where: Literal["hub", "outbox"] = "hub"
+
+    def __init__(self, token: str, endpoint: str = "https://huggingface.co", *, patience: float = 20.0) -> None:
+        self._token, self._endpoint, self._patience = token, endpoint, patience
+
+    def upload(self, files: Mapping[str, bytes], *, repo_id: str, message: str) -> str:
+        """The commit's id. Raises as `upload` does."""
+        with_card = {**files, "README.md": dataset_card(repo_id)} if self._card_is_ours(repo_id) else files
+        return upload(
+            with_card,
+            repo_id=repo_id,
+            message=message,
+            endpoint=self._endpoint,
+            token=self._token,
+            patience=self._patience,
+        )
+
+    def url(self, repo_id: str, commit: str) -> str:
+        return f"{self._endpoint}/datasets/{repo_id}/tree/{commit}"
+
+    def _card_is_ours(self, repo_id: str) -> bool:
+        """Whether there is no card, or one that `dataset_card` made. Where nobody can tell, it is a person's."""
+        import httpx2
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.utils import get_session, hf_raise_for_status
+
+        _api(self._endpoint, self._token)
+        try:
+            url = f"{self._endpoint}/datasets/{repo_id}/raw/main/README.md"
+            response = get_session().get(url, headers={"authorization": f"Bearer {self._token}"})
+            hf_raise_for_status(response)
+            return CARD_MARK in response.text
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return True
+        except (HfHubHTTPError, httpx2.HTTPError):
+            log.debug("Cannot read the dataset's card", exc_info=True)
+            return False
+
+
+CARD_MARK = "<!-- written by ci_pipeline; remove this line to keep what you change -->"
+
+
+def dataset_card(repo_id: str) -> bytes:
+    """A README.md that makes the Hub's viewer and `datasets` load the test outcomes of all runs."""
+    return f"""---
+pretty_name: CI results
+configs:
+- config_name: test_outcomes
+  data_files: "**/test_outcomes.parquet"
+---
+{CARD_MARK}
+
+# CI results
+
+One folder per day and test job: `<date>/ci_results_<job>/` for scheduled CI runs, and
+`<date>/runs/<number>-<id>/ci_results_<job>/` for others. Every test of every run, one row per test and device:
+
+```python
+from datasets import load_dataset
+
+outcomes = load_dataset("{repo_id}", "test_outcomes", split="train")
+```
+""".encode()
+
+
+def deliver(files: Mapping[str, bytes], *, repo_id: str, message: str, key: str, hub: Hub, ledger: Ledger) -> Delivered:
+    """Upload files, or keep them in the ledger for later; files kept under the same key are replaced.
+
+    Args:
+        key: names what is uploaded, as `<run key>/<test job>`.
+    """
+    name = f"hub/pending/{name_of(repo_id, *key.split('/'))}"
+    with ledger.lock(name):
+        encoded = {path: b64encode(content).decode() for path, content in files.items()}
+        ledger.write(name, {"repo_id": repo_id, "message": message, "files": encoded})
+        return _send(name, ledger, hub)
+
+
+def deliver_pending(*, hub: Hub, ledger: Ledger) -> list[Delivered]:
+    """Upload what is kept, oldest first; ends early when the Hub is still not available."""
+    delivered: list[Delivered] = []
+    for name in ledger.names("hub/pending"):
+        with ledger.lock(name):
+            if ledger.read(name) is None:
+                continue  # another process was faster
+            delivered.append(_send(name, ledger, hub))
+        if delivered[-1].where == "pending":
+            break
+    return delivered
+
+
+def _send(name: str, ledger: Ledger, hub: Hub) -> Delivered:
+    pending = ledger.read(name)
+    assert pending is not None
+    files = {path: b64decode(content) for path, content in pending["files"].items()}
+    try:
+        commit = hub.upload(files, repo_id=pending["repo_id"], message=pending["message"])
+    except HubUnavailable as unavailable:
+        log.warning("%s; they are kept for later", unavailable)
+        return Delivered("pending", detail=str(unavailable))
+    ledger.remove(name)
+    return Delivered(hub.where, hub.url(pending["repo_id"], commit), f"{len(files)} files", commit)
+
+
 def upload(
     files: Mapping[str, bytes],
     *,
@@ -37,7 +158,7 @@ def upload(
 ) -> str:
     """Commit files to the dataset, which is created when it is missing; the commit's id.
 
-    A conflict, a rate limit, a server error or a lost answer is tried again for about `patience` seconds. Files that
+    A conflict, a rate limit, a server error or a lost answer is tried again for `patience` seconds. Files that
     are there already make no new commit, so trying again, and uploading again, is safe.
 
     Args:
@@ -70,10 +191,7 @@ def upload(
         return isinstance(error, (httpx2.HTTPError, OSError))
 
     retrying = Retrying(
-        retry=retry_if_exception(is_temporary),
-        wait=_wait,
-        stop=stop_after_attempt(6) | stop_after_delay(patience),
-        reraise=True,
+        retry=retry_if_exception(is_temporary), wait=_wait, stop=stop_before_delay(patience), reraise=True
     )
     try:
         return retrying(commit)
@@ -88,16 +206,34 @@ def _api(endpoint: str, token: str) -> HfApi:
     import httpx2
     from huggingface_hub import HfApi, set_client_factory
 
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT))
+    set_client_factory(
+        lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_raise_temporary]})
+    )
     return HfApi(endpoint, token)
+
+
+def _raise_temporary(response: httpx2.Response) -> None:
+    """Huggingface_hub would wait in silence, as long as the Hub likes; how patient to be is decided here."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if response.status_code == 429 or response.status_code >= 500:
+        response.read()
+        hf_raise_for_status(response)
 
 
 def _wait(state: RetryCallState) -> float:
     """As long as the Hub says, else 0.5, 1, 2, … seconds."""
     error: Any = state.outcome.exception() if state.outcome else None
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    from huggingface_hub.utils import parse_ratelimit_headers
+
     said = headers.get("retry-after", "")
-    return float(said) if said.isdigit() else min(0.5 * 2 ** (state.attempt_number - 1), 8.0)
+    if said.isdigit():
+        return float(said)
+    limit = parse_ratelimit_headers(headers)
+    if limit and limit.remaining == 0:
+        return limit.reset_in_seconds
+    return min(0.5 * 2 ** (state.attempt_number - 1), 8.0)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
@@ -63,16 +63,6 @@ _HINTS = {
 }
 
 
-class Slack(Protocol):
-    """What delivery needs of Slack. A message is addressed by its channel's id and its `ts`."""
-
-    def post(
-        self, channel: str, text: str, blocks: Blocks, thread_ts: str | None = None, metadata: Metadata | None = None
-    ) -> str: ...
-
-    def update(self, channel: str, ts: str, text: str, blocks: Blocks, metadata: Metadata | None = None) -> None: ...
-
-
 class SlackClient:
     """Slack's Web API. Waits as long as a 429 says, tries server errors again, and never posts a message twice.
 
@@ -80,6 +70,8 @@ class SlackClient:
         SlackUnavailable: Slack stayed unreachable.
         SlackRefused: Slack said no.
     """
+
+    where: Literal["slack", "outbox"] = "slack"
 
     def __init__(self, token: str, api_url: str = "https://slack.com/api/", *, timeout: int = 30) -> None:
         from slack_sdk import WebClient
@@ -105,13 +97,7 @@ class SlackClient:
     ) -> str:
         """Post a message; its `ts`. Where an answer was lost, the message is looked for before it is sent again."""
         metadata = metadata or {"event_type": EVENT_TYPE, "event_payload": {"key": uuid.uuid4().hex}}
-        retrying = Retrying(
-            retry=retry_if_exception_type(SlackUnavailable),
-            wait=wait_exponential_jitter(initial=1, max=20),
-            stop=stop_after_attempt(5),
-            reraise=True,
-        )
-        for attempt in retrying:
+        for attempt in _retrying():
             with attempt:
                 if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata)):
                     return ts
@@ -126,6 +112,44 @@ class SlackClient:
         """Edit a message in place."""
         channel = self.channel_id(channel)
         self._with_blocks(self._web.chat_update, channel, text, blocks, ts=ts, metadata=metadata)
+
+    def delete(self, channel: str, ts: str) -> None:
+        """Delete a message; one that is gone already is no error."""
+        self._unless_gone(self._web.chat_delete, channel=self.channel_id(channel), ts=ts)
+
+    def upload(self, channel: str, thread_ts: str, name: str, title: str, content: str) -> str:
+        """Put a text file into a thread; its id. Where an answer was lost, the file is looked for first."""
+        channel, data = self.channel_id(channel), content.encode()
+        for attempt in _retrying():
+            with attempt:
+                if attempt.retry_state.attempt_number > 1:
+                    for message in self.messages(channel, thread_ts):
+                        for file in message.get("files", ()):
+                            if file["name"] == name and file.get("size", len(data)) == len(data):
+                                return str(file["id"])
+                answer = self._call(
+                    self._once.files_upload_v2,
+                    channel=channel,
+                    thread_ts=thread_ts,
+                    filename=name,
+                    title=title,
+                    content=data,
+                )
+                return str(answer["file"]["id"])
+        raise AssertionError("unreachable")
+
+    def delete_file(self, channel: str, file_id: str) -> None:
+        """Delete a file, and with it the message that shared it."""
+        self._unless_gone(self._web.files_delete, file=file_id)
+
+    def url(self, channel: str, ts: str) -> str:
+        """Where a person reads a message; "" where Slack does not say."""
+        try:
+            answer = self._call(self._web.chat_getPermalink, channel=self.channel_id(channel), message_ts=ts)
+            return str(answer["permalink"])
+        except SlackError as error:
+            log.info("No link to the message: %s", error)
+            return ""
 
     def messages(self, channel: str, thread_ts: str | None = None, oldest: float = 0.0) -> Iterator[dict[str, Any]]:
         """Messages of a channel (newest first) or of a thread (oldest first), as Slack spells them."""
@@ -188,6 +212,13 @@ class SlackClient:
             log.warning("%s; sending its text without blocks", refused)
             return self._call(call, channel=channel, text=plain_text(text, blocks), **arguments)
 
+    def _unless_gone(self, call: Callable[..., Any], **arguments: Any) -> None:
+        try:
+            self._call(call, **arguments)
+        except SlackRefused as refused:
+            if refused.reason not in ("message_not_found", "file_not_found", "file_deleted"):
+                raise
+
     @staticmethod
     def _call(call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
         from slack_sdk.errors import SlackApiError, SlackClientError
@@ -204,6 +235,15 @@ class SlackClient:
             raise SlackRefused(method, reason, subject) from error
         except (OSError, HTTPException, SlackClientError) as error:
             raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
+
+
+def _retrying() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(SlackUnavailable),
+        wait=wait_exponential_jitter(initial=1, max=20),
+        stop=stop_after_attempt(5),
+        reraise=True,
+    )
 
 
 def _rate_limit_handler() -> RetryHandler:

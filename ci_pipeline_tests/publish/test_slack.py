@@ -1,0 +1,124 @@
+"""The client against a server that plays Slack."""
+
+import socket
+import time
+
+import pytest
+
+from ci_pipeline.publish.slack import SlackClient, SlackRefused, SlackUnavailable
+from ci_pipeline_tests.servers.slack import SlackServer
+
+SECTION = [{"type": "section", "text": {"type": "mrkdwn", "text": "*one* failure"}}]
+
+
+def test_a_message_goes_to_a_channel_by_its_name(slack: SlackClient, slack_server: SlackServer):
+    ts = slack.post("#ci", "one failure", SECTION)
+    assert [(m["ts"], m["text"], m["blocks"]) for m in slack_server.channel()] == [(ts, "one failure", SECTION)]
+
+
+def test_after_a_429_it_waits_exactly_as_long_as_slack_says(slack: SlackClient, slack_server: SlackServer):
+    slack_server.fail("chat.postMessage", status=429, headers={"Retry-After": "1"})
+    start = time.monotonic()
+    slack.post("#ci", "text", SECTION)
+    assert 1 <= time.monotonic() - start < 1.5
+    assert len(slack_server.channel()) == 1
+
+
+def test_a_429_that_asks_for_an_hour_is_not_waited_for(slack: SlackClient, slack_server: SlackServer):
+    slack_server.fail("chat.update", status=429, headers={"Retry-After": "3600"})
+    with pytest.raises(SlackUnavailable, match="HTTP 429"):
+        slack.update("C00000001", "1.1", "text", SECTION)
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"status": 503}, id="server error"),
+        pytest.param({"status": 500, "after": True}, id="server error after it was posted"),
+        pytest.param({"cut": True, "after": True}, id="answer cut off"),
+        pytest.param({"status": 502, "after": True}, id="bad gateway after it was posted"),
+        pytest.param({"status": 200, "body": {"ok": False, "error": "internal_error"}}, id="internal_error"),
+    ],
+)
+def test_a_lost_answer_never_posts_twice(slack: SlackClient, slack_server: SlackServer, fault: dict):
+    slack_server.fail("chat.postMessage", **fault)
+    ts = slack.post("#ci", "text", SECTION)
+    assert [m["ts"] for m in slack_server.channel()] == [ts]
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_lost_answer_in_a_thread_never_posts_twice(slack: SlackClient, slack_server: SlackServer):
+    main = slack.post("#ci", "main", SECTION)
+    for _ in range(3):
+        slack.post("#ci", "same text", SECTION, thread_ts=main)
+    slack_server.fail("chat.postMessage", status=504, after=True)
+    slack.post("#ci", "same text", SECTION, thread_ts=main)
+    assert len(slack_server.channel()) == 5
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_without_the_right_to_look_a_message_is_rather_posted_twice_than_lost(
+    slack: SlackClient, slack_server: SlackServer, caplog: pytest.LogCaptureFixture
+):
+    slack_server.denied_scopes = {"conversations.history", "conversations.list"}
+    slack_server.fail("chat.postMessage", status=503)
+    slack.post("#ci", "text", SECTION)
+    assert len(slack_server.channel()) == 1
+    assert "channels:history" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param([{"type": "section", "text": {"type": "mrkdwn", "text": "x" * 3001}}], id="section too long"),
+        pytest.param(SECTION * 51, id="too many blocks"),
+        pytest.param([{"type": "section", "text": {"type": "mrkdwn", "text": "x" * 2500}}] * 5, id="too long in all"),
+    ],
+)
+def test_blocks_that_slack_refuses_go_out_as_text(slack: SlackClient, slack_server: SlackServer, blocks: list):
+    ts = slack.post("#ci", "12 failures", blocks)
+    slack.update("#ci", ts, "13 failures", blocks)
+    [message] = slack_server.channel()
+    assert message["text"].startswith("13 failures\n\n")
+    assert blocks[0]["text"]["text"][:100] in message["text"]
+
+
+@pytest.mark.parametrize(
+    ("token", "channel", "hint"),
+    [("wrong", "#ci", "CI_SLACK_BOT_TOKEN"), ("xoxb-test", "#nowhere", "SLACK_REPORT_CHANNEL")],
+)
+def test_what_a_person_must_mend_is_said_in_one_line(slack_server: SlackServer, token: str, channel: str, hint: str):
+    with pytest.raises(SlackRefused, match=hint) as refused:
+        SlackClient(token, slack_server.api_url).post(channel, "text", SECTION)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_nobody_listening_is_one_line():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(SlackUnavailable, match="cannot be reached"):
+            SlackClient("t", f"http://127.0.0.1:{unused.getsockname()[1]}/api/").post("#ci", "text", SECTION)
+
+
+def test_an_edit_finds_the_channels_id_on_the_last_page(slack_server: SlackServer):
+    slack_server.ids |= {f"other-{n}": f"C1000{n:04d}" for n in range(5)} | {"late": "C20000000"}
+    slack_server.posted["C20000000"] = []
+    slack_server.page = 2
+    ts = SlackClient("xoxb-test", slack_server.api_url).post("#late", "before", SECTION)
+    SlackClient("xoxb-test", slack_server.api_url).update("#late", ts, "after", SECTION)
+    assert slack_server.channel("late")[0]["text"] == "after"
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_file_is_in_the_thread_once_although_an_answer_was_lost(slack: SlackClient, slack_server: SlackServer):
+    main = slack.post("#ci", "main", SECTION)
+    slack_server.fail("files.completeUploadExternal", status=500, after=True)
+    file_id = slack.upload("#ci", main, "failures.txt", "All failures", "tests/test_a.py::test_ü\n")
+    [_, shared] = slack_server.channel()
+    assert [f["id"] for f in shared["files"]] == [file_id]
+    assert slack_server.content[file_id].decode() == "tests/test_a.py::test_ü\n"
+    slack.delete_file("#ci", file_id)
+    slack.delete_file("#ci", file_id)
+    assert len(slack_server.channel()) == 1
