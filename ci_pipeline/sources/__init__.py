@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from ci_pipeline.model import CiJob, CiRun, FetchedRun
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
     from ci_pipeline.settings import Settings
+    from ci_pipeline.sources.cursor import Cursor
 
 Progress = Callable[[int, int, str], None]
 """Called for each artifact that is there: how many, of how many, and which."""
@@ -31,19 +32,28 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Completed runs, the first to complete first, and the cursor with which to ask for the next page."""
+    """Completed runs, oldest first, and the cursor with which to ask for the next page."""
 
     runs: tuple[CiRun, ...]
     cursor: str
+
+    @staticmethod
+    def of(runs: Iterable[CiRun], cursor: Cursor) -> RunPage:
+        return RunPage(tuple(sorted(runs, key=age)), cursor.dump())
+
+
+def age(run: CiRun) -> tuple[datetime, int, int]:
+    """What sorts runs from old to new."""
+    return run.created_at or datetime.fromtimestamp(0, UTC), run.run_id, run.run_attempt
 
 
 class Source(Protocol):
     """Keep one instance: it remembers what it need not ask again. Every method raises `SourceError`."""
 
     def runs_after(self, cursor: str | None, limit: int = 100) -> RunPage:
-        """The completed runs that no earlier page held; see `cursor.py`. A run may come twice, and is never left out.
+        """The next completed runs. One may come twice (the caller knows runs by their key), none is left out.
 
-        Without a cursor: everything that is there (GitHub: what completed in the last day; see `cursor_at`).
+        Without a cursor: from the beginning (GitHub: what completed in the last day; see `cursor_at`).
         """
         ...
 
@@ -99,6 +109,8 @@ def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Sour
     if kind == "folder" and rest:
         from ci_pipeline.sources.folder import FolderSource
 
+        if not settings.source:
+            Path(rest).mkdir(parents=True, exist_ok=True)  # the embedded default is there from the start
         return FolderSource(Path(rest), repository=profile.repository, quiet_seconds=settings.quiet_seconds)
     if kind == "s3" and rest.startswith("//") and rest.strip("/"):
         from ci_pipeline.sources.s3 import S3Source

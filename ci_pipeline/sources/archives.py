@@ -39,6 +39,13 @@ def safe_name(name: str) -> bool:
     )
 
 
+def path_inside(name: str) -> PurePosixPath | None:
+    """A relative path with `/`, from outside; None where it could leave the folder that it is put in."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or re.search(r"[\\\0]|^[A-Za-z]:", name)
+    return None if outside or len(path.parts) > MAX_DEPTH else path
+
+
 def unpack(archive: Path, into: Path) -> Path:
     """Unpack a zip file to the new folder `into`, named as the artifact is: all of it, or nothing.
 
@@ -89,13 +96,11 @@ def _extract(archive: zipfile.ZipFile, archive_bytes: int, into: Path) -> None:
 
 def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
     name = entry.orig_filename  # `filename` ends at the first NUL
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or re.match("[A-Za-z]:", name):
-        raise _Unsafe(f"the entry {name!r} leaves the folder")
+    path = path_inside(name)
+    if path is None:
+        raise _Unsafe(f"the entry {name!r} leaves the folder or is too deep")
     if not path.parts and not entry.is_dir():
         raise _Unsafe("an entry without a name")
-    if len(path.parts) > MAX_DEPTH:
-        raise _Unsafe(f"an entry more than {MAX_DEPTH} folders deep")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _Unsafe(f"the entry {name!r} is compressed in an unknown way")
     if entry.flag_bits & 0x1:

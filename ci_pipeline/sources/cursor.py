@@ -58,5 +58,8 @@ class Cursor:
         return [run for _, _, run in taken], replace(self, at=at, seen=seen)
 
 
+BEGINNING = Cursor(datetime.fromtimestamp(0, UTC))
+
+
 def _utc(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)

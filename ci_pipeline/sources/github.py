@@ -95,7 +95,7 @@ class GitHubSource:
 
     def runs_after(self, cursor: str | None, limit: int = 100) -> RunPage:
         runs, after = self._run(self._runs_after(cursor, limit))
-        return RunPage(tuple(runs), after.dump())
+        return RunPage.of(runs, after)
 
     def run(self, run_id: int, attempt: int | None = None) -> CiRun:
         return self._ci_run(self._run(self._run_object(run_id, attempt)))

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ci_pipeline.model import FetchedRun, Problem
 from ci_pipeline.sources import SourceError
-from ci_pipeline.sources.github_json import as_object, jobs_from, objects, run_from
+from ci_pipeline.sources.archives import link_tree, safe_name
+from ci_pipeline.sources.github_json import jobs_from, objects, run_from
 
 if TYPE_CHECKING:
-    pass
+    from pyarrow.fs import FileSystem
 
 SUCCESS = "_SUCCESS"
 
@@ -40,7 +43,7 @@ def load(folder: Path) -> FetchedRun:
     try:
         run = run_from(_read(folder / "run.json"))
         jobs = jobs_from(_read(folder / "jobs.json"))
-        problems = [_problem(problem) for problem in objects(_read(folder / "problems.json"))]
+        problems = problems_from(_read(folder / "problems.json"))
         names = sorted(entry.name for entry in os.scandir(folder / "artifacts") if entry.is_dir())
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder}: not a fetched run: {error}") from error
@@ -51,6 +54,102 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-def _problem(problem: Any) -> Problem:
+def problems_from(payload: object) -> list[Problem]:
+    """Problems as `save` writes them."""
     known = ("subject", "reason", "device", "test_job", "matrix_entry")
-    return Problem(**{key: str(as_object(problem).get(key, "")) for key in known})
+    return [Problem(**{key: str(problem.get(key, "")) for key in known}) for problem in objects(payload)]
+
+
+class RawStore:
+    """Runs below `uri`: a path, or any address that `pyarrow.fs` knows, such as `s3://<bucket>/<prefix>`."""
+
+    def __init__(self, uri: str) -> None:
+        self._fs, self._root = filesystem(uri)
+
+    def put(self, key: str, folder: Path) -> None:
+        """Keep the run that was fetched into `folder`, in place of what was there: whole, or not at all.
+
+        On this machine its files become hard links and appear by one rename; elsewhere `_SUCCESS` is written last.
+        """
+        from pyarrow import fs
+
+        path = self._path(key)
+        if isinstance(self._fs, fs.LocalFileSystem):
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".put-", dir=target.parent) as stage:
+                link_tree(folder, Path(stage, "new"))
+                Path(stage, "new", SUCCESS).touch()
+                if target.exists():
+                    target.rename(Path(stage, "old"))
+                Path(stage, "new").rename(target)
+        else:
+            self.delete(key)
+            fs.copy_files(str(folder), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._fs)
+            self._fs.open_output_stream(f"{path}/{SUCCESS}").close()
+
+    def has(self, key: str) -> bool:
+        from pyarrow.fs import FileType
+
+        return self._fs.get_file_info(f"{self._path(key)}/{SUCCESS}").type == FileType.File
+
+    @contextmanager
+    def local(self, key: str) -> Generator[Path]:
+        """The run's folder on this machine; a copy for the time of the `with` block where the store is elsewhere.
+
+        Raises:
+            SourceError: there is no such run.
+        """
+        from pyarrow import fs
+
+        if not self.has(key):
+            raise SourceError(f"run {key} is not in the raw store {self._root}: fetch it again")
+        path = self._path(key)
+        if isinstance(self._fs, fs.LocalFileSystem):
+            yield Path(path)
+            return
+        with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
+            fs.copy_files(path, folder, source_filesystem=self._fs, destination_filesystem=fs.LocalFileSystem())
+            yield Path(folder)
+
+    def delete(self, key: str) -> None:
+        """Forget a run; nothing happens when it is not there."""
+        from pyarrow.fs import FileType
+
+        path = self._path(key)
+        if self.has(key):
+            self._fs.delete_file(f"{path}/{SUCCESS}")  # first: half a run is none
+        if self._fs.get_file_info(path).type != FileType.NotFound:
+            self._fs.delete_dir(path)
+
+    def keys(self) -> list[str]:
+        """All runs that are whole."""
+        from pyarrow.fs import FileSelector
+
+        found = self._fs.get_file_info(FileSelector(self._root, allow_not_found=True))
+        names = [info.base_name for info in found if not info.base_name.startswith(".")]
+        return sorted(name for name in names if self.has(name))
+
+    def _path(self, key: str) -> str:
+        if not safe_name(key):
+            raise ValueError(f"{key!r} is no key of a run")
+        return f"{self._root}/{key}"
+
+
+def filesystem(uri: str) -> tuple[FileSystem, str]:
+    """pyarrow's file system for a path or an address, and the path in it, without a slash at its end.
+
+    The environment says where S3 is, as it does for boto3: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`.
+    """
+    from pyarrow import fs
+
+    if uri.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        scheme, _, host = endpoint.rpartition("://") if endpoint else ("", "", None)
+        s3 = fs.S3FileSystem(endpoint_override=host and host.rstrip("/"), scheme=scheme or None, region=region)
+        return s3, uri.removeprefix("s3://").rstrip("/")
+    if "://" in uri:
+        found, path = fs.FileSystem.from_uri(uri)
+        return found, path.rstrip("/")
+    return fs.LocalFileSystem(), str(Path(uri).absolute())
