@@ -76,7 +76,10 @@ def job_report(
             for entry, entry_reports in by_entry.items()
         }
     else:
-        incomplete = any(problem.test_job == test_job for problem in missing)
+        # Without a matrix, an error of pytest is an error of the job.
+        incomplete = any(problem.test_job == test_job for problem in missing) or any(
+            report.counts and report.counts.errors for report in own
+        )
         results = {test_job: _result(own, announced, _failed_by_device(own, profile), incomplete=incomplete)}
 
     report = JobReport(run, test_job, results, own, missing, previous, others, (), warnings)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 # `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
 _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
 _SUBTEST = re.compile(
-    rb"(?m)^(?:SUBFAIL(?:ED)?(?:,)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)$"
+    rb"(?m)^(?:SUBFAIL(?:ED)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)$"
 )
 
 
@@ -127,17 +127,19 @@ def without_ghosts(
     names = {entry.headline for entry in entries}
     known = [name for name in headlines() if name in names]
     if len(known) == counted:
-        named, _ = _in_step(entries, lambda i, entry: entry.headline == known[i], counted)
+        found, _ = _in_step(entries, lambda i, entry: entry.headline == known[i], counted)
         if len(crashes) == counted:
-            both, _ = _in_step(
+            agreeing, _ = _in_step(
                 entries,
                 lambda i, entry: entry.headline == known[i] and crashes[i].agrees_with(entry.message),
                 counted,
             )
-            named = both if len(both) == counted else named
-        if len(named) == counted:
-            return named
-    return guess
+            found = agreeing if len(agreeing) == counted else found
+        if len(found) == counted:
+            return found
+    texts = {crash.text for crash in crashes}
+    confirmed = [entry for entry in guess if entry.headline in known or entry.message.strip() in texts]
+    return confirmed if len(confirmed) == counted else guess
 
 
 def _in_step(

@@ -56,7 +56,7 @@ def _trace(entry: Entry, crash: Crash | None) -> str:
 
 
 def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Crash | None]:
-    """Pair the tests and the crashes whose message is the same, if there are as many of the one as of the other."""
+    """Pair the tests and the crashes that have the same message, where the number of crashes leaves no doubt."""
     crashed: dict[bytes, list[Crash]] = defaultdict(list)
     for crash in crashes:
         crashed[crash.text].append(crash)
@@ -65,9 +65,15 @@ def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Cras
         said[entry.message.strip()].append(place)
     pairs: list[Crash | None] = [None] * len(entries)
     for message, places in said.items():
-        if message and len(places) == len(crashed[message]):
-            for place, crash in zip(places, crashed[message], strict=True):
-                pairs[place] = crash
+        found = crashed.get(message, [])
+        # A whole traceback says the place of a crash again: so many lines in a row are one crash.
+        times, rest = divmod(len(found), len(places))
+        if len(set(found)) == 1:
+            times, rest, found = 1, 0, found * len(places)
+        if message and times and not rest:
+            for nth, place in enumerate(places):
+                same = set(found[nth * times : (nth + 1) * times])
+                pairs[place] = same.pop() if len(same) == 1 else None
     return pairs
 
 
