@@ -118,7 +118,10 @@ def deliver(files: Mapping[str, bytes], *, repo_id: str, message: str, key: str,
     with ledger.lock(name):
         encoded = {path: b64encode(content).decode() for path, content in files.items()}
         ledger.write(name, {"repo_id": repo_id, "message": message, "files": encoded})
-        return _send(name, ledger, hub)
+        try:
+            return _send(name, ledger, hub)
+        except HubUnavailable as unavailable:
+            return _kept(unavailable)
 
 
 def deliver_pending(*, hub: Hub, ledger: Ledger) -> list[Delivered]:
@@ -128,21 +131,25 @@ def deliver_pending(*, hub: Hub, ledger: Ledger) -> list[Delivered]:
         with ledger.lock(name):
             if ledger.read(name) is None:
                 continue  # another process was faster
-            delivered.append(_send(name, ledger, hub))
-        if delivered[-1].where == "pending":
-            break
+            try:
+                delivered.append(_send(name, ledger, hub))
+            except HubUnavailable as unavailable:
+                delivered.append(_kept(unavailable))
+                if not isinstance(unavailable, HubRefused):
+                    break
     return delivered
+
+
+def _kept(unavailable: HubUnavailable) -> Delivered:
+    log.warning("%s; they are kept for later", unavailable)
+    return Delivered("pending", detail=str(unavailable))
 
 
 def _send(name: str, ledger: Ledger, hub: Hub) -> Delivered:
     pending = ledger.read(name)
     assert pending is not None
     files = {path: b64decode(content) for path, content in pending["files"].items()}
-    try:
-        commit = hub.upload(files, repo_id=pending["repo_id"], message=pending["message"])
-    except HubUnavailable as unavailable:
-        log.warning("%s; they are kept for later", unavailable)
-        return Delivered("pending", detail=str(unavailable))
+    commit = hub.upload(files, repo_id=pending["repo_id"], message=pending["message"])
     ledger.remove(name)
     return Delivered(hub.where, hub.url(pending["repo_id"], commit), f"{len(files)} files", commit)
 

@@ -199,7 +199,7 @@ class _Delivery:
         file_id = self.slack.upload(self.channel, thread_ts, file["name"], file["title"], file["content"])
         self.counts["edited" if known else "posted"] += 1
         self._remember(key, file_id, digest)
-        if known:
+        if known and known["id"] != file_id:
             self._delete(key, known["id"])
 
     def _remove(self, key: str) -> None:

@@ -1,0 +1,133 @@
+"""Uploads against a server that plays the Hub."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ci_pipeline.publish import hub
+from ci_pipeline.publish.ledger import Ledger
+from ci_pipeline.publish.outbox import HubOutbox
+from ci_pipeline_tests.servers.hub import HubServer
+
+FILES = {
+    "2025-11-10/ci_results_models/model_results.json": b'{"a": 1}',
+    "2025-11-10/ci_results_models/x.parquet": b"PAR1",
+}
+
+
+def upload(server: HubServer, files: dict[str, bytes] = FILES, repo_id: str = "acme/ci", **options) -> str:
+    return hub.upload(files, repo_id=repo_id, message="CI results", endpoint=server.url, token="hf_test", **options)
+
+
+def test_all_files_go_up_in_one_commit(hub_server: HubServer):
+    commit = upload(hub_server)
+    assert hub_server.repos["acme/ci"] == FILES
+    assert hub_server.commits["acme/ci"] == ["CI results"]
+    assert commit == hub_server.head("acme/ci")
+
+
+def test_the_same_files_again_make_no_new_commit(hub_server: HubServer):
+    assert upload(hub_server) == upload(hub_server)
+    assert len(hub_server.commits["acme/ci"]) == 1
+
+
+def test_a_dataset_that_is_missing_is_created(hub_server: HubServer):
+    upload(hub_server, repo_id="acme/new")
+    assert hub_server.repos["acme/new"] == FILES
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"status": 412}, id="conflict"),
+        pytest.param({"status": 409}, id="another conflict"),
+        pytest.param({"status": 503, "times": 3}, id="server error"),
+        pytest.param({"status": 429, "headers": {"Retry-After": "2"}}, id="rate limit"),
+        pytest.param({"status": 429, "headers": {"RateLimit": '"api";r=0;t=3'}}, id="rate limit of the Hub's own"),
+        pytest.param({"status": 502, "after": True}, id="answer lost"),
+        pytest.param({"cut": True, "after": True}, id="answer cut off"),
+    ],
+)
+@pytest.mark.parametrize("at", ["/commit/", "/preupload/"])
+def test_what_passes_is_tried_again_and_committed_once(hub_server: HubServer, at: str, fault: dict):
+    hub_server.fail(at, **fault)
+    upload(hub_server)
+    assert hub_server.repos["acme/ci"] == FILES
+    assert len(hub_server.commits["acme/ci"]) == 1
+
+
+def test_a_rate_limit_longer_than_our_patience_is_not_waited_for(hub_server: HubServer):
+    hub_server.fail("/preupload/", status=429, headers={"Retry-After": "290"}, times=9)
+    start = time.monotonic()
+    with pytest.raises(hub.HubUnavailable, match="HTTP 429"):
+        upload(hub_server, patience=5)
+    assert time.monotonic() - start < 2
+
+
+def test_a_wrong_token_is_refused_in_one_line(hub_server: HubServer):
+    with pytest.raises(hub.HubRefused, match="HTTP 401") as refused:
+        hub.upload(FILES, repo_id="acme/ci", message="m", endpoint=hub_server.url, token="hf_wrong")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def client(hub_server: HubServer) -> hub.HubClient:
+    return hub.HubClient("hf_test", hub_server.url, patience=1)
+
+
+def test_the_dataset_gets_a_card_that_a_person_may_replace(client: hub.HubClient, hub_server: HubServer):
+    client.upload(FILES, repo_id="acme/ci", message="m")
+    files = hub_server.repos["acme/ci"]
+    assert b'data_files: "**/test_outcomes.parquet"' in files["README.md"]
+    files["README.md"] = hub.CARD_MARK.encode() + b"an older one of ours"
+    client.upload(FILES, repo_id="acme/ci", message="m")
+    assert files["README.md"] == hub.dataset_card("acme/ci")
+    files["README.md"] = b"a person's"
+    client.upload({"x": b"y"}, repo_id="acme/ci", message="m")
+    assert files["README.md"] == b"a person's"
+
+
+def test_a_card_that_cannot_be_read_is_left_alone(client: hub.HubClient, hub_server: HubServer):
+    hub_server.fail("README.md", status=503)
+    client.upload(FILES, repo_id="acme/ci", message="m")
+    assert hub_server.repos["acme/ci"] == FILES
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_while_the_hub_is_down_uploads_are_kept_and_made_later_in_order_and_once(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger
+):
+    hub_server.fail(status=503, times=1000)
+    for key, content in (("7-1/models", b"7"), ("5-1/models", b"old"), ("5-1/models", b"5"), ("6-1/models", b"6")):
+        kept = hub.deliver(
+            {f"{key}.json": content}, repo_id="acme/ci", message=f"{key} {content}", key=key, hub=client, ledger=ledger
+        )
+        assert kept.where == "pending"
+    assert [d.where for d in hub.deliver_pending(hub=client, ledger=ledger)] == ["pending"]
+
+    hub_server.faults.clear()
+    assert [d.where for d in hub.deliver_pending(hub=client, ledger=ledger)] == ["hub"] * 3
+    assert hub.deliver_pending(hub=client, ledger=ledger) == []
+    assert hub_server.commits["acme/ci"] == ["7-1/models b'7'", "5-1/models b'5'", "6-1/models b'6'"]
+    assert hub_server.repos["acme/ci"]["5-1/models.json"] == b"5"
+
+
+def test_an_upload_that_is_refused_does_not_hold_up_the_others(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger
+):
+    hub_server.fail("/commit/", status=400, body={"error": "bad path"})
+    refused = hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1/models", hub=client, ledger=ledger)
+    assert (refused.where, "bad path" in refused.detail) == ("pending", True)
+    hub_server.fail("/preupload/", status=400, body={"error": "bad path"})
+    ledger.write("hub/pending/other", {"repo_id": "acme/ci", "message": "m", "files": {"a": "YQ=="}})
+    assert [d.where for d in hub.deliver_pending(hub=client, ledger=ledger)] == ["pending", "hub"]
+
+
+def test_without_a_token_the_files_go_to_the_outbox(tmp_path: Path, ledger: Ledger):
+    outbox = HubOutbox(tmp_path / "outbox")
+    delivered = hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1/models", hub=outbox, ledger=ledger)
+    assert delivered.where == "outbox"
+    written = {str(p.relative_to(delivered.url)): p.read_bytes() for p in Path(delivered.url).rglob("*") if p.is_file()}
+    assert written == FILES
