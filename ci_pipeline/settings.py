@@ -6,11 +6,24 @@ the one-shot command.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_Settings = TypeVar("_Settings", bound="Settings")
 
 
 class SettingsError(ValueError):
@@ -45,6 +58,9 @@ class Settings(BaseSettings):
         "embedded", validation_alias=_env("CI_PIPELINE_WAREHOUSE_ENGINE")
     )
 
+    # Where people find Dagster: the pages link to it.
+    dagster_url: str = Field("", validation_alias=_env("CI_PIPELINE_DAGSTER_URL"))
+
     github_api_url: str = Field("https://api.github.com", validation_alias=_env("GITHUB_API_URL"))
     github_server_url: str = Field("https://github.com", validation_alias=_env("GITHUB_SERVER_URL"))
     github_token: SecretStr | None = Field(
@@ -77,6 +93,86 @@ class Settings(BaseSettings):
         return Path(self.outbox) if self.outbox else self.home / "outbox"
 
 
+class BuildkitePipeline(BaseModel):
+    """The repository that a pipeline speaks for, and the claims that its tokens must have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repository: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
+    claims: dict[str, str] = Field(default_factory=dict)
+
+
+class OidcIssuer(BaseModel):
+    """Whose tokens are believed. `pipelines`: by `organization/pipeline`, for Buildkite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    issuer: str
+    jwks_uri: str = Field(default="", validate_default=True)
+    kind: Literal["github", "buildkite"] = "github"
+    pipelines: dict[str, BuildkitePipeline] = Field(default_factory=dict)
+
+    @field_validator("issuer", "jwks_uri")
+    @classmethod
+    def _safe(cls, url: str, info: ValidationInfo) -> str:
+        url = url or f"{info.data.get('issuer', '')}/.well-known/jwks"
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+            raise ValueError(f"{url!r} must be an https address (http only on loopback)")
+        return url
+
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class OotSettings(Settings):
+    """Out-of-tree CI: who may report, by what proof, and where it is kept."""
+
+    # YAML, a path or an http(s) address, and the seconds after which it is read again. Unset: nobody may report.
+    oot_allowlist: str = Field("", validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST"))
+    oot_allowlist_ttl: float = Field(60.0, ge=0, validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST_TTL"))
+    oidc_issuers: Annotated[tuple[OidcIssuer, ...], NoDecode] = Field(
+        (OidcIssuer(issuer="https://token.actions.githubusercontent.com"),),
+        validation_alias=_env("CI_PIPELINE_OIDC_ISSUERS"),
+    )
+    oidc_audience: str = Field("pytorch-cross-repo-ci-relay", validation_alias=_env("CI_PIPELINE_OIDC_AUDIENCE"))
+    # What relays send as X-OOT-Relay-Token, separated by commas: two while one replaces the other.
+    relay_token_list: SecretStr = Field(SecretStr(""), validation_alias=_env("CI_PIPELINE_RELAY_TOKENS"))
+    # Per repository; 0 for no limit.
+    rate_limit_per_min: int = Field(60, ge=0, validation_alias=_env("CI_PIPELINE_RATE_LIMIT_PER_MIN"))
+    callback_token: Literal["off", "optional", "required"] = Field(
+        "optional", validation_alias=_env("CI_PIPELINE_CALLBACK_TOKEN")
+    )
+    # `sqlite:///<path>` or `dynamodb://<region>/<table>`. Default: <home>/oot.sqlite.
+    oot_store: str = Field("", validation_alias=_env("CI_PIPELINE_OOT_STORE"))
+    # How long a job may take from its dispatch to its last callback.
+    oot_state_days: float = Field(3.0, gt=0, validation_alias=_env("CI_PIPELINE_OOT_STATE_DAYS"))
+    # Set where the HUD is another service: the relay sends it what it accepted.
+    hud_url: str = Field("", validation_alias=_env("CI_PIPELINE_HUD_URL"))
+
+    github_app_id: str = Field("", validation_alias=_env("GITHUB_APP_ID"))
+    github_app_private_key: SecretStr | None = Field(None, validation_alias=_env("GITHUB_APP_PRIVATE_KEY"))
+    github_webhook_secret: SecretStr | None = Field(None, validation_alias=_env("GITHUB_WEBHOOK_SECRET"))
+
+    @field_validator("oidc_issuers", mode="before")
+    @classmethod
+    def _issuers(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise ValueError('must be JSON: [{"issuer": …, "jwks_uri": …, "kind": "github"}]') from None
+        return [value] if isinstance(value, dict) else value
+
+    @property
+    def store_url(self) -> str:
+        return self.oot_store or f"sqlite:///{self.home / 'oot.sqlite'}"
+
+    @property
+    def relay_tokens(self) -> tuple[str, ...]:
+        return tuple(filter(None, (token.strip() for token in self.relay_token_list.get_secret_value().split(","))))
+
+
 class StepSettings(BaseSettings):
     """The environment of one workflow step: the reporter's variables, and GitHub's own. All optional."""
 
@@ -104,8 +200,17 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         SettingsError: a value is wrong; one line that names the variable.
     """
+    return _load(Settings, overrides)
+
+
+def load_oot_settings(**overrides: object) -> OotSettings:
+    """`load_settings` for out-of-tree CI."""
+    return _load(OotSettings, overrides)
+
+
+def _load(settings: type[_Settings], overrides: dict[str, object]) -> _Settings:
     try:
-        return Settings(**overrides)  # pyright: ignore[reportArgumentType]
+        return settings(**overrides)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
 

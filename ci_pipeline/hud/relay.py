@@ -1,0 +1,146 @@
+"""The routes that take out-of-tree results: `POST /github/callback` from CI, `POST /api/oot/results` from relays."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from ci_pipeline.oot import Refused, record
+from ci_pipeline.oot.payload import MAX_BODY_BYTES, Callback, Results, read_results
+from ci_pipeline.oot.relay import Relay, open_relay
+from ci_pipeline.oot.store import StoreUnavailable
+from ci_pipeline.settings import OotSettings
+
+log = logging.getLogger(__name__)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": reason,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
+    }
+    for status, reason in {
+        400: "The body is wrong; the field is named",
+        401: "Not who may send this",
+        413: "The body is larger than 2 MB",
+        503: "Nothing was written: send it again later",
+    }.items()
+}
+_CALLBACK_ERRORS = _ERRORS | {
+    403: {**_ERRORS[401], "description": "The repository is not on the allowlist, or this was not dispatched to it"},
+    409: {**_ERRORS[401], "description": "It does not follow from what the job reported before"},
+    429: {**_ERRORS[401], "description": "Too many callbacks, see Retry-After"},
+}
+
+
+def relay_router() -> APIRouter:
+    """The routes; the application's `state.relay` and `state.relay_tokens` are what they work on."""
+    router = APIRouter(tags=["out-of-tree"])
+
+    @router.post("/github/callback", responses=_CALLBACK_ERRORS, openapi_extra=_body(Callback))
+    @router.post("/github/callback/", include_in_schema=False)
+    async def github_callback(request: Request) -> Response:
+        """A downstream job began or ended. `Authorization: Bearer <OIDC token>` says which repository's."""
+        relay: Relay = request.app.state.relay
+        authorization = request.headers.get("authorization")
+
+        def take(body: bytes) -> dict[str, Any]:
+            return {"ok": True, "status": relay.receive(authorization, body)}
+
+        return await _answer(request, take)
+
+    @router.post("/api/oot/results", responses=_ERRORS, openapi_extra=_body(Results))
+    async def oot_results(request: Request) -> Response:
+        """A relay accepted a callback. `X-OOT-Relay-Token` says that it is one of ours."""
+        relay: Relay = request.app.state.relay
+        token = request.headers.get("x-oot-relay-token", "").encode()
+        if not any(hmac.compare_digest(token, known.encode()) for known in request.app.state.relay_tokens):
+            return _refusal(Refused(401, "X-OOT-Relay-Token is not right"))
+
+        def take(body: bytes) -> dict[str, Any]:
+            results = read_results(body)
+            fields = record.flatten(results.trusted, results.untrusted.callback_payload, relay.upstream)
+            relay.store.write(fields)
+            return {"ok": True, "status": fields["status"], "dynamoKey": fields["dynamoKey"]}
+
+        return await _answer(request, take)
+
+    return router
+
+
+async def _answer(request: Request, take: Callable[[bytes], dict[str, Any]]) -> Response:
+    try:
+        body = await _read_body(request)
+        return JSONResponse(await run_in_threadpool(take, body))
+    except Refused as refused:
+        log.info("%s refused with %d: %s", request.url.path, refused.status, refused.detail)
+        return _refusal(refused)
+    except StoreUnavailable as error:
+        log.error("%s: nothing written: %s", request.url.path, error)
+        return _refusal(Refused(503, "the store does not answer, send it again later", retry_after=10))
+
+
+def _refusal(refused: Refused) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
+    if refused.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refused.retry_after)))
+    return JSONResponse({"detail": refused.detail}, refused.status, headers)
+
+
+async def _read_body(request: Request) -> bytes:
+    """At most 2 MB, and not a byte more is kept.
+
+    Raises:
+        Refused: it is larger (413).
+    """
+    length = request.headers.get("content-length", "")
+    body = bytearray()
+    if not (length.isdecimal() and int(length) > MAX_BODY_BYTES):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                break
+        else:
+            return bytes(body)
+    raise Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def _body(model: type[Callback] | type[Results]) -> dict[str, Any]:
+    """The schema of a body that the route reads itself, its parts in place."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs")
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            part = parts.get(str(node.get("$ref")).removeprefix("#/$defs/"))
+            return resolved(part) if part else {name: resolved(value) for name, value in node.items()}
+        return [resolved(value) for value in node] if isinstance(node, list) else node
+
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": resolved(schema)}}}}
+
+
+@asynccontextmanager
+async def relay_lifespan(app: FastAPI, settings: OotSettings, upstream: str) -> AsyncGenerator[None]:
+    """Open the relay for an application that includes `relay_router`, and close it with it."""
+    with open_relay(settings, upstream) as relay:
+        app.state.relay, app.state.relay_tokens = relay, settings.relay_tokens
+        yield
+
+
+def create_relay(settings: OotSettings, upstream: str) -> FastAPI:
+    """The relay alone, without pages."""
+    app = FastAPI(
+        title="Out-of-tree CI relay",
+        lifespan=lambda app: relay_lifespan(app, settings, upstream),
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(relay_router())
+    return app

@@ -1,0 +1,178 @@
+"""Who sent a callback: OIDC tokens of GitHub Actions and Buildkite, verified against their issuer's keys."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import jwt
+from jwt.algorithms import RSAAlgorithm
+
+from ci_pipeline.oot import Refused
+from ci_pipeline.settings import OidcIssuer
+
+log = logging.getLogger(__name__)
+
+REFETCH_SECONDS = 60.0
+"""An unknown key id makes the keys be fetched again, at most this often."""
+
+FRESH_SECONDS = 3600.0
+"""Keys older than this are fetched again: a key that its issuer withdrew stops working."""
+
+CACHED_TOKENS = 4096
+
+# None of these is the sender's to choose: the algorithm least of all.
+_ALGORITHMS = ["RS256"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The repository that a verified token speaks for. `repository_id` is "" where the issuer has none."""
+
+    repo: str
+    repository_id: str = ""
+
+
+class KeySet:
+    """The signing keys behind one `jwks_uri`, the last good copy kept while the issuer does not answer."""
+
+    def __init__(self, uri: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.uri = uri
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys: dict[str, Any] = {}
+        self._fresh_until = 0.0
+        self._next_fetch = 0.0
+        self._failure = ""
+
+    def key(self, kid: str) -> Any:
+        """The public key of this id, or None.
+
+        Raises:
+            Refused: the id is unknown and the keys cannot be fetched now (503).
+        """
+        if kid not in self._keys or self._clock() > self._fresh_until:
+            self._fetch(kid)
+        key = self._keys.get(kid)
+        if key is None and self._failure:
+            raise Refused(503, f"the keys of the token's issuer cannot be fetched: {self._failure}", retry_after=10)
+        return key
+
+    def _fetch(self, kid: str) -> None:
+        with self._lock:
+            now = self._clock()
+            if now < self._next_fetch or (kid in self._keys and now <= self._fresh_until):
+                return
+            try:
+                response = httpx2.get(self.uri, timeout=5.0)
+                response.raise_for_status()
+                keys = _rsa_keys(response.json())
+            except (httpx2.HTTPError, ValueError) as error:
+                self._failure = str(error) or type(error).__name__
+                self._next_fetch = now + (REFETCH_SECONDS if self._keys else 5.0)
+                log.warning("Keys of %s not fetched, the last good copy stays: %s", self.uri, self._failure)
+                return
+            # The first fetch is not a second one: a key rotated right after it is found at once.
+            self._next_fetch = now + REFETCH_SECONDS if self._keys else now
+            self._keys, self._fresh_until, self._failure = keys, now + FRESH_SECONDS, ""
+
+
+def _rsa_keys(jwks: Any) -> dict[str, Any]:
+    """Public RSA keys by id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    keys: dict[str, Any] = {}
+    for jwk in jwks.get("keys", ()) if isinstance(jwks, dict) else ():
+        if isinstance(jwk, dict) and jwk.get("kid") and jwk.get("kty") == "RSA" and jwk.get("use", "sig") == "sig":
+            try:
+                keys[str(jwk["kid"])] = RSAAlgorithm.from_jwk(jwk)
+            except (jwt.InvalidKeyError, ValueError) as error:
+                log.warning("A key of the issuer is left out: %s", error)
+    if not keys:
+        raise ValueError("no RSA signing keys there")
+    return keys
+
+
+class Verifier:
+    """Verifies tokens of the issuers that a deployment trusts; a token seen before costs a look-up until it expires."""
+
+    def __init__(
+        self,
+        issuers: Sequence[OidcIssuer],
+        audience: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._issuers = {issuer.issuer: (issuer, KeySet(issuer.jwks_uri, clock=clock)) for issuer in issuers}
+        self._audience = audience
+        self._verified: dict[bytes, tuple[float, str, Any, KeySet, Identity]] = {}
+
+    def identity(self, authorization: str | None) -> Identity:
+        """Who is behind an `Authorization` header.
+
+        Raises:
+            Refused: nobody who can be believed (401), or the issuer's keys cannot be had (503).
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise Refused(401, "send `Authorization: Bearer <OIDC token>`")
+        digest = hashlib.sha256(token.encode(errors="replace")).digest()
+        if known := self._verified.get(digest):
+            expires, kid, key, keys, identity = known
+            if time.time() < expires and keys.key(kid) is key:
+                return identity
+        try:
+            identity, expires, kid, key, keys = self._verify(token)
+        except jwt.PyJWTError as error:
+            raise Refused(401, f"the OIDC token is not valid: {error}") from None
+        if len(self._verified) >= CACHED_TOKENS:
+            self._verified.clear()
+        self._verified[digest] = (expires, kid, key, keys, identity)
+        return identity
+
+    def _verify(self, token: str) -> tuple[Identity, float, str, Any, KeySet]:
+        unverified = jwt.decode_complete(token, options={"verify_signature": False})
+        issuer, keys = self._issuers.get(str(unverified["payload"].get("iss")), (None, None))
+        if issuer is None or keys is None:
+            raise Refused(401, "the OIDC token is of an issuer that is not trusted here")
+        if unverified["header"].get("alg") not in _ALGORITHMS:
+            raise Refused(401, "the OIDC token is not signed with RS256")
+        kid = str(unverified["header"].get("kid"))
+        key = keys.key(kid)
+        if key is None:
+            raise Refused(401, "the OIDC token is signed with a key that its issuer does not know")
+        claims = jwt.decode(
+            token,
+            key,
+            algorithms=_ALGORITHMS,
+            audience=self._audience,
+            issuer=issuer.issuer,
+            # A clock that is some seconds behind the issuer's is no reason to refuse.
+            options={"require": ["exp", "iss", "aud"], "verify_iat": False},
+        )
+        return _identity(issuer, claims), float(claims["exp"]), kid, key, keys
+
+
+def _identity(issuer: OidcIssuer, claims: dict[str, Any]) -> Identity:
+    if issuer.kind == "github":
+        repo = claims.get("repository")
+        if not isinstance(repo, str) or repo.count("/") != 1:
+            raise Refused(401, "the OIDC token has no `repository` claim")
+        return Identity(repo, str(claims.get("repository_id") or ""))
+    name = f"{claims.get('organization_slug')}/{claims.get('pipeline_slug')}"
+    pipeline = issuer.pipelines.get(name)
+    if pipeline is None:
+        raise Refused(401, f"the Buildkite pipeline {name} is not known here")
+    for claim, value in pipeline.claims.items():
+        if str(claims.get(claim)) != value:
+            raise Refused(401, f"the OIDC token of {name} must have the claim {claim} = {value}")
+    return Identity(pipeline.repository)

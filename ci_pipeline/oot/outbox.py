@@ -1,0 +1,120 @@
+"""Results on their way to a HUD that is another service: kept on disk, delivered in order, also after a restart."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+import httpx2
+from tenacity import RetryError, Retrying, retry_if_exception_type, wait_exponential_jitter
+
+from ci_pipeline.oot.lifecycle import Step, Transition
+from ci_pipeline.oot.sqlite_store import SqliteStore
+from ci_pipeline.oot.store import Message
+
+log = logging.getLogger(__name__)
+
+# What the HUD says about one body and not about us or itself: it will not change its mind.
+_FINAL = frozenset((400, 413, 422))
+
+
+class _Undelivered(Exception):
+    pass
+
+
+class Outbox:
+    """Sends the messages of one SQLite store to `<url>/api/oot/results`; workers on one store take turns.
+
+    `patience` is how long a caller waits for the delivery of its own message, in seconds.
+    """
+
+    def __init__(self, store: SqliteStore, url: str, token: str, *, patience: float = 2.0) -> None:
+        self._store = store
+        self._url = url.rstrip("/") + "/api/oot/results"
+        self._client = httpx2.Client(headers={"X-OOT-Relay-Token": token}, timeout=10.0)
+        self._patience = patience
+        self._turn = os.open(f"{store.path}.outbox.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._progress = threading.Condition()
+        self._delivered = 0
+        self._down = False
+        self._thread = threading.Thread(target=self._run, name="oot-outbox", daemon=True)
+        self._thread.start()
+
+    def advance(self, step: Step, now: float, message: Callable[[Transition], Message]) -> bool:
+        """`Store.advance` with a message in place of a record; True when the HUD has it by now."""
+        if self._store.advance(step, now, message) is None:
+            return True
+        newest = self._store.newest_message()
+        self._wake.set()
+        with self._progress:
+            return self._progress.wait_for(lambda: self._delivered >= newest, 0.0 if self._down else self._patience)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(timeout=15)
+        os.close(self._turn)
+        self._client.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._wake.clear()
+            try:
+                self._deliver_all()
+            except RetryError:
+                break  # closing
+            except Exception:
+                log.exception("The outbox goes on in a minute")
+                self._closed.wait(60)
+            self._wake.wait()
+
+    def _deliver_all(self) -> None:
+        newest = self._store.newest_message()
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            while messages := self._store.messages(100):
+                for id, body in messages:
+                    self._deliver(id, body)
+                    self._arrived(id)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        self._arrived(newest)  # by another worker's turn
+
+    def _arrived(self, id: int) -> None:
+        with self._progress:
+            self._delivered, self._down = max(id, self._delivered), False
+            self._progress.notify_all()
+
+    def _deliver(self, id: int, body: bytes) -> None:
+        for attempt in Retrying(
+            retry=retry_if_exception_type((_Undelivered, httpx2.HTTPError)),
+            wait=wait_exponential_jitter(initial=0.2, max=30.0),
+            sleep=self._pause,
+            stop=lambda _: self._closed.is_set(),
+        ):
+            with attempt:
+                self._post(id, body)
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
+    def _post(self, id: int, body: bytes) -> None:
+        try:
+            response = self._client.post(self._url, content=body, headers={"content-type": "application/json"})
+            if response.status_code in _FINAL:
+                log.error("The HUD refused results for good, they are kept aside: %s", response.text[:500])
+                self._store.settle_message(id, refused=response.text[:500])
+                return
+            if not response.is_success:
+                raise _Undelivered(f"{self._url}: {response.status_code} {response.text[:200]}")
+        except (_Undelivered, httpx2.HTTPError) as error:
+            if not self._down:
+                log.warning("Results wait for the HUD: %s", error)
+            self._down = True
+            raise
+        self._store.settle_message(id)

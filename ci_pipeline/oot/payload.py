@@ -1,0 +1,261 @@
+"""The bodies of callbacks and results: checked, cut to size, and refused with the name of the field that is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from ci_pipeline.oot import Refused
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+MAX_FAILED_TESTS = 1_000
+SELF_REPORTS = frozenset(("nightly", "periodic"))
+"""Event types of jobs that nobody dispatched: one `completed` callback and no other."""
+
+Conclusion = Literal[
+    "success", "failure", "cancelled", "timed_out", "skipped", "neutral", "action_required", "stale", ""
+]
+
+
+def cut(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8, the cut marked within them."""
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    mark = f" … [cut, {len(data)} bytes]"
+    return data[: limit - len(mark.encode())].decode(errors="ignore") + mark
+
+
+def _none_as_empty(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _cut_at(limit: int) -> tuple[BeforeValidator, AfterValidator]:
+    return BeforeValidator(_none_as_empty), AfterValidator(lambda text: cut(text, limit))
+
+
+def _identifier(limit: int, forbidden: str = "") -> AfterValidator:
+    """At most `limit` bytes, so that a key made of identifiers stays below the 2,048 bytes of a DynamoDB key."""
+    bad = re.compile(f"[\x00-\x1f\x7f{forbidden}]")
+
+    def check(text: str) -> str:
+        if not text.strip():
+            raise ValueError("must not be empty")
+        if len(text.encode()) > limit:
+            raise ValueError(f"must have at most {limit} bytes")
+        if bad.search(text):
+            raise ValueError(f"must have no control characters{' and no /' if forbidden else ''}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _address(*schemes: str) -> AfterValidator:
+    def check(url: str) -> str:
+        parts = urlsplit(url)  # raises ValueError itself
+        if url and (parts.scheme not in schemes or not parts.netloc or re.search(r"[\s\x00-\x1f\x7f\"'<>\\]", url)):
+            raise ValueError(f"must be an {' or '.join(schemes)} address")
+        return url
+
+    return AfterValidator(check)
+
+
+def _time(text: str) -> str:
+    try:
+        # DateTime64(9) reaches from 1900 to 2262.
+        if text and not 1970 <= datetime.fromisoformat(text).year < 2262:
+            raise ValueError
+    except ValueError:
+        raise ValueError("must be an ISO 8601 time") from None
+    return text
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if usable else None
+
+
+def count(value: Any) -> int | None:
+    """A number of tests as sent, or None for what is none."""
+    number = _number(value)
+    return int(number) if number is not None and 0 <= number < 2**63 and number == int(number) else None
+
+
+def _attempt(value: Any) -> int:
+    try:
+        attempt = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 1
+    return attempt if 1 <= attempt < 2**32 else 1
+
+
+# What is absent, null and "" is the same to clients that are shell scripts.
+_Optional = BeforeValidator(_none_as_empty)
+_Id = Annotated[str, _identifier(128, forbidden="/")]
+_Name = Annotated[str, _identifier(700)]
+_Text = Annotated[str, Field(max_length=500), _Optional]
+_Time = Annotated[str, _Optional, AfterValidator(_time)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+class FailedTest(_Part):
+    name: Annotated[str, *_cut_at(1024)] = ""
+    file: Annotated[str, *_cut_at(1024)] = ""
+    message: Annotated[str, *_cut_at(1024)] = ""
+    stacktrace: Annotated[str, *_cut_at(4096)] = ""
+    duration_seconds: Annotated[float | None, BeforeValidator(_number)] = None
+
+
+class Workflow(_Part):
+    status: Literal["in_progress", "completed"]
+    conclusion: Annotated[Conclusion, _Optional, Field(validate_default=True)] = ""
+    name: _Name
+    job_name: _Name
+    check_run_id: _Id
+    run_id: _Id
+    run_attempt: Annotated[int, BeforeValidator(_attempt)] = 1
+    url: Annotated[str, Field(max_length=2048), _Optional, _address("https", "http")] = ""
+    started_at: _Time = ""
+    completed_at: _Time = ""
+    test_results: dict[str, Any] | None = None
+    failed_tests: list[FailedTest] | None = None
+    artifact_url: Annotated[str, Field(max_length=2048), _Optional, _address("https")] = ""
+    environment: dict[str, Any] | None = None
+
+    @field_validator("conclusion")
+    @classmethod
+    def _concluded(cls, conclusion: str, info: Any) -> str:
+        if not conclusion and info.data.get("status") == "completed":
+            raise ValueError("is required when workflow.status is completed")
+        return conclusion
+
+
+class Head(_Part):
+    sha: _Text = ""
+
+
+class PullRequest(_Part):
+    number: Annotated[int, Field(ge=1, lt=2**63)]
+    head: Head | None = None
+
+
+class Repository(_Part):
+    full_name: _Text = ""
+
+
+class Payload(_Part):
+    pull_request: PullRequest | None = None
+    repository: Repository | None = None
+    head_sha: _Text = ""
+
+    @property
+    def stated_sha(self) -> str:
+        head = self.pull_request.head if self.pull_request else None
+        return (head.sha if head else "") or self.head_sha
+
+
+class Callback(_Part):
+    """What a downstream job sends. Fields that are not here stay out of the record."""
+
+    event_type: _Text = ""
+    delivery_id: _Id
+    payload: Annotated[Payload, BeforeValidator(lambda value: {} if value is None else value)] = Payload()
+    callback_token: Annotated[str, _Optional] = ""
+    workflow: Workflow
+
+    @property
+    def self_report(self) -> bool:
+        return self.event_type in SELF_REPORTS
+
+
+_Seconds = Annotated[float | None, AfterValidator(lambda seconds: seconds and max(0.0, seconds))]
+
+
+class CiMetrics(_Part):
+    queue_time: _Seconds = None
+    execution_time: _Seconds = None
+
+
+class Trusted(_Part):
+    """What the relay vouches for."""
+
+    verified_repo: Annotated[str, Field(max_length=200, pattern=r"^[^/\s]+/[^/\s]+$")]
+    downstream_repo_level: _Text = ""
+    ci_metrics: Annotated[CiMetrics, BeforeValidator(lambda value: {} if value is None else value)] = CiMetrics()
+
+
+class Untrusted(_Part):
+    callback_payload: Callback
+
+
+class Results(_Part):
+    """What a relay sends to the HUD API."""
+
+    trusted: Trusted
+    untrusted: Untrusted
+
+
+def read_callback(body: bytes) -> Callback | Refused:
+    """A callback, or the refusal that is due once it is known who sent it.
+
+    Raises:
+        Refused: the body is not a JSON object (400).
+    """
+    callback = _read(Callback, body)
+    if isinstance(callback, Callback) and callback.self_report:
+        if callback.workflow.status != "completed":
+            return Refused(400, f"workflow.status: a {callback.event_type} report is sent once, as completed")
+        if callback.payload.pull_request:
+            return Refused(400, f"payload.pull_request: a {callback.event_type} report belongs to no pull request")
+    return callback
+
+
+def read_results(body: bytes) -> Results:
+    """What a relay sent.
+
+    Raises:
+        Refused: the body is not what it should be (400); the field is named.
+    """
+    results = _read(Results, body)
+    if isinstance(results, Refused):
+        raise results
+    return results
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(model: type[_Model], body: bytes) -> _Model | Refused:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        cause = first.get("ctx", {}).get("error", first["msg"])
+    if first["type"] == "json_invalid":
+        mended = _without_lone_surrogates(body)
+        if mended is None:
+            raise Refused(400, f"the body is not JSON: {cause}")
+        return _read(model, mended)
+    if not first["loc"]:
+        raise Refused(400, "the body is not a JSON object")
+    return Refused(400, f"{'.'.join(map(str, first['loc']))}: {cause}")
+
+
+def _without_lone_surrogates(body: bytes) -> bytes | None:
+    r"""The same JSON with `?` for `\udcff`, Python's way to carry a byte that is not UTF-8; None if it is not that."""
+    if b"\\ud" not in body.lower():
+        return None
+    try:
+        mended = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        return None
+    return mended if mended != body else None

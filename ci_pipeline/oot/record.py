@@ -1,0 +1,143 @@
+"""The record of an out-of-tree job: one callback and what the relay vouches for, flattened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ci_pipeline.oot.lifecycle import Step
+from ci_pipeline.oot.payload import MAX_FAILED_TESTS, Callback, FailedTest, Trusted, count, cut
+
+Record = dict[str, str | int | float]
+"""The fields of one record that one callback sets; what is absent stays as it was."""
+
+FIELDS: dict[str, type] = {
+    "dynamoKey": str,
+    "status": str,
+    "conclusion": str,
+    "downstream_repo": str,
+    "downstream_repo_level": str,
+    "upstream_repo": str,
+    "event_type": str,
+    "delivery_id": str,
+    "pr_number": int,
+    "pytorch_head_sha": str,
+    "workflow_name": str,
+    "workflow_run_url": str,
+    "job_name": str,
+    "check_run_id": str,
+    "run_id": str,
+    "run_attempt": int,
+    "started_at": str,
+    "completed_at": str,
+    "queue_time": float,
+    "execution_time": float,
+    "passed_tests": int,
+    "failed_tests": int,
+    "skipped_tests": int,
+    "total_tests": int,
+    "failed_tests_json": str,
+    "artifact_url": str,
+    "environment": str,
+}
+"""Every field that a record may have. The key is `dynamoKey`."""
+
+_ENVIRONMENT_BYTES = 4096
+
+
+def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
+    """The record that a callback sets. Identity, level and times come from `trusted` alone."""
+    workflow, payload = callback.workflow, callback.payload
+    repo = trusted.verified_repo
+    completed = workflow.status == "completed"
+    record: dict[str, Any] = {
+        "dynamoKey": f"{repo}/{callback.delivery_id}/{workflow.name}/{workflow.job_name}/{workflow.check_run_id}",
+        "status": workflow.status,
+        "downstream_repo": repo,
+        "upstream_repo": (payload.repository and payload.repository.full_name) or upstream,
+        "pr_number": payload.pull_request.number if payload.pull_request else 0,
+        "pytorch_head_sha": payload.stated_sha or callback.delivery_id,
+        "delivery_id": callback.delivery_id,
+        "workflow_name": workflow.name,
+        "job_name": workflow.job_name,
+        "check_run_id": workflow.check_run_id,
+        "run_id": workflow.run_id,
+        "workflow_run_url": workflow.url,
+        "run_attempt": workflow.run_attempt,
+        "downstream_repo_level": trusted.downstream_repo_level or None,
+        "event_type": callback.event_type or None,
+        "queue_time": trusted.ci_metrics.queue_time,
+        "execution_time": trusted.ci_metrics.execution_time,
+        "started_at": workflow.started_at or None,
+        "artifact_url": workflow.artifact_url or None,
+        "environment": _environment(workflow.environment),
+        "failed_tests_json": _failed_tests_json(workflow.failed_tests),
+    }
+    if completed:
+        record |= {"conclusion": workflow.conclusion, "completed_at": workflow.completed_at or None}
+        record |= _counts(workflow.test_results)
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def step(callback: Callback, record: Record) -> Step:
+    """What the lifecycle needs to know of a callback; `record` is without what was measured here."""
+    workflow = callback.workflow
+    repo = str(record["downstream_repo"])
+    # Its sender's retry is the same story even if the allowlist's level changed in between.
+    content = json.dumps({**record, "downstream_repo_level": ""}, sort_keys=True)
+    execution = (callback.delivery_id, repo, workflow.run_id, workflow.run_attempt)
+    execution += (workflow.job_name, workflow.check_run_id)
+    return Step(
+        delivery_id=callback.delivery_id,
+        repo=repo,
+        job=json.dumps(execution, ensure_ascii=False),
+        status=workflow.status,
+        digest=hashlib.sha256(content.encode()).hexdigest(),
+        dynamo_key=str(record["dynamoKey"]),
+        run_attempt=workflow.run_attempt,
+        self_report=callback.self_report,
+        pr_number=callback.payload.pull_request.number if callback.payload.pull_request else None,
+        head_sha=callback.payload.stated_sha,
+    )
+
+
+def _counts(test_results: dict[str, Any] | None) -> dict[str, int]:
+    results = test_results or {}
+    counts = {
+        f"{name}_tests": number
+        for name in ("passed", "failed", "skipped")
+        if (number := count(results.get(name))) is not None
+    }
+    total = count(results.get("total"))
+    if total is None and counts:
+        total = sum(counts.values())
+    return counts if total is None else counts | {"total_tests": total}
+
+
+def _failed_tests_json(failed_tests: list[FailedTest] | None) -> str | None:
+    if failed_tests is None:
+        return None
+    tests: list[dict[str, Any]] = [test.model_dump() for test in failed_tests[:MAX_FAILED_TESTS]]
+    if omitted := len(failed_tests) - len(tests):
+        tests[-1]["omitted"] = omitted  # the cut, marked
+    return json.dumps(tests, ensure_ascii=False, separators=(",", ":"))
+
+
+def _environment(environment: dict[str, Any] | None) -> str | None:
+    """JSON of at most 4 KB: the first entries that fit, long texts cut."""
+    if not environment:
+        return None
+    text = json.dumps(environment, ensure_ascii=False)
+    if len(text.encode()) <= _ENVIRONMENT_BYTES:
+        return text
+    kept: dict[str, Any] = {}
+    for name, value in environment.items():
+        entry = {name: cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 256)}
+        if (
+            len(json.dumps({**kept, **entry, "cut": len(environment)}, ensure_ascii=False).encode())
+            > _ENVIRONMENT_BYTES
+        ):
+            break
+        kept |= entry
+    return json.dumps({**kept, "cut": len(environment) - len(kept)}, ensure_ascii=False)
