@@ -99,7 +99,7 @@ def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
     path = path_inside(name)
     if path is None:
         raise _Unsafe(f"the entry {name!r} leaves the folder or is too deep")
-    if not path.parts and not entry.is_dir():
+    if not name or (not path.parts and not entry.is_dir()):
         raise _Unsafe("an entry without a name")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _Unsafe(f"the entry {name!r} is compressed in an unknown way")

@@ -12,15 +12,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ci_pipeline.model import FetchedRun, Problem
 from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.archives import link_tree, safe_name
 from ci_pipeline.sources.github_json import jobs_from, objects, run_from
 
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 SUCCESS = "_SUCCESS"
 
@@ -136,7 +134,7 @@ class RawStore:
         return f"{self._root}/{key}"
 
 
-def filesystem(uri: str) -> tuple[FileSystem, str]:
+def filesystem(uri: str) -> tuple[Any, str]:
     """pyarrow's file system for a path or an address, and the path in it, without a slash at its end.
 
     The environment says where S3 is, as it does for boto3: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`.
