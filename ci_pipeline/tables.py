@@ -1,8 +1,14 @@
 """The columns of every table, once: DDL and Parquet files are held to these schemas by a test."""
 
+# pyright: reportUnknownParameterType=false
+
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pyarrow as pa
+
+from ci_pipeline.model import CiRun
 
 _utc = pa.timestamp("us", tz="UTC")
 
@@ -125,3 +131,12 @@ RUN_DIFF = pa.schema(
         pa.field("previous_trace", pa.string(), nullable=False),
     ]
 )
+
+
+def run_key(run: CiRun, rows: int) -> dict[str, pa.Array]:
+    """The first columns of every table, which say of which run its rows are."""
+    created_at = run.created_at or datetime.fromtimestamp(0, UTC)
+    values = (run.repository, run.run_id, run.run_attempt, created_at)
+    return {
+        field.name: pa.repeat(pa.scalar(value, field.type), rows) for field, value in zip(_run_key, values, strict=True)
+    }

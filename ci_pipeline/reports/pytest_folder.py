@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ci_pipeline.model import ArtifactName, Outcome, Problem, TestOutcome, TestReport
 from ci_pipeline.reports.closing_line import parse_closing_line
-from ci_pipeline.reports.summary import Entry, error_lines, failed_lines, lines_of, without_ghosts
+from ci_pipeline.reports.summary import Entry, failed_lines, lines_of, without_ghosts
 from ci_pipeline.reports.traces import crash_lines, headlines, traces
 
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _NEXT_SECTION = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN|FAILED|ERROR) ")
 _DURATION = re.compile(rb"(?m)^(\d+\.\d+)s (?:setup|call|teardown) +(\S.*)$")
-_SKIPPED = re.compile(rb"\nSKIPPED \[(\d+)\] ([^\n]*?:\d+|[^\n:]+): ([^\n]*)")
+_PASSED = re.compile(rb"\nPASSED ([^\n]+)")
+_SKIPPED = re.compile(rb"\nSKIPPED (?:\[\d+\] )?([^\n]*?:\d+|[^\n:]+|[^\n]+?)(?:: | - |(?=\n|$))([^\n]*)")
 
 
 class _Folder:
@@ -45,6 +46,11 @@ class _Folder:
             text = _ANSI.sub(b"", text)
         return text.replace(b"\r\n", b"\n") if b"\r\n" in text else text
 
+    def compare(self, counted: int | None, entries: Sequence[Entry], word: str) -> None:
+        """Note where pytest's closing line and its summary do not agree."""
+        if counted is not None and counted != len(entries):
+            self.problems.append(f"pytest counted {counted} {word}, summary_short.txt lists {len(entries)}")
+
     def size(self, name: str) -> int:
         """The size of `<name>.txt`; zero where it is missing or unreadable, which is noted."""
         try:
@@ -72,9 +78,10 @@ def read_pytest_folder(
     if every_outcome or counts is None or counts.failed or counts.errors:
         # The summary may begin with an entry: every entry follows a newline.
         summary = b"\n" + folder.read("summary_short", needed=True)
-        outcomes = _red(folder, summary, counts.failed if counts else None, counts.errors if counts else None)
+        seconds = _seconds(folder.read("durations")) if every_outcome else {}
         if every_outcome:
-            outcomes = _with_seconds([*_others(summary), *outcomes], folder.read("durations"))
+            outcomes += _others(summary, seconds)
+        outcomes += _red(folder, summary, counts and counts.failed, counts and counts.errors, seconds)
     elif folder.size("summary_short") == 0 and counts.passed + counts.skipped + counts.xfailed + counts.xpassed:
         folder.problems.append("summary_short.txt is empty")
     captured = folder.read("captured_info").decode(errors="replace")
@@ -86,68 +93,70 @@ def _problem(artifact: ArtifactName, reasons: Sequence[str]) -> Problem:
     return Problem(artifact.name, "; ".join(reasons), artifact.device, artifact.test_job, artifact.matrix_entry)
 
 
-def _red(folder: _Folder, summary: bytes, failed: int | None, errors: int | None) -> list[TestOutcome]:
-    """The failing tests, then the errors, each with its message and its trace."""
-    crashes = crash_lines(folder.read("failures_line")) if failed or failed is None else []
+def _red(
+    folder: _Folder, summary: bytes, failed: int | None, errors: int | None, seconds: Mapping[str, float]
+) -> list[TestOutcome]:
+    """The failing tests, then the errors, each with its message and its trace; counted by pytest as `failed`, `errors`.
 
-    def tracebacks() -> list[bytes]:
-        return [folder.read("failures_short"), folder.read("failures_long")]
+    A test that failed and whose teardown broke as well is both.
+    """
+    outcomes: list[TestOutcome] = []
+    if failed != 0:
+        crashes = crash_lines(folder.read("failures_line"))
 
-    def failure_headlines() -> list[bytes]:
-        return next((names for text in tracebacks() if (names := headlines(text))), [])
+        def tracebacks() -> list[bytes]:
+            return [folder.read("failures_short"), folder.read("failures_long")]
 
-    failures = without_ghosts(failed_lines(summary), failed, crashes, failure_headlines) if failed != 0 else []
-    broken: list[Entry] = []
-    error_texts: list[bytes] = []
-    if errors != 0 and (lines := error_lines(summary)):
-        error_texts = [folder.read("errors")]
-        broken = without_ghosts(lines, errors, headlines=lambda: headlines(error_texts[0]))
-    for counted, entries, word in ((failed, failures, "failed"), (errors, broken, "error")):
-        if counted is not None and counted != len(entries):
-            folder.problems.append(f"pytest counted {counted} {word}, summary_short.txt lists {len(entries)}")
+        def failure_headlines() -> list[bytes]:
+            return next((names for text in tracebacks() if (names := headlines(text))), [])
 
-    starts = sorted(entry.start for entry in (*failures, *broken))
-    end_of = dict(zip(starts, [*starts[1:], len(summary)], strict=False))
-    outcomes: dict[tuple[bytes, Outcome], TestOutcome] = {}
-    red: tuple[tuple[list[Entry], list[str], Outcome], ...] = (
-        (failures, traces(failures, crashes, tracebacks), "failed"),
-        (broken, traces(broken, (), lambda: error_texts), "error"),
-    )
-    for entries, lines, outcome in red:
-        for place, (entry, trace) in enumerate(zip(entries, lines, strict=True)):
-            end = end_of[entry.start]
-            if place == len(entries) - 1 and (other := _NEXT_SECTION.search(summary, entry.message_start, end)):
-                end = other.start()
-            message = summary[entry.message_start : end].decode(errors="replace")
-            outcomes.setdefault(
-                (entry.node_id, outcome),
-                TestOutcome(entry.node_id.decode(errors="replace"), outcome, message.rstrip("\n"), trace),
-            )
-    return list(outcomes.values())
+        entries = without_ghosts(failed_lines(summary), failed, crashes, failure_headlines)
+        folder.compare(failed, entries, "failed")
+        outcomes += _outcomes(summary, entries, "failed", traces(entries, crashes, tracebacks), seconds)
+    if errors != 0:
+        text = folder.read("errors")
+        entries = without_ghosts(lines_of(summary, b"ERROR"), errors, headlines=lambda: headlines(text))
+        folder.compare(errors, entries, "errors")
+        outcomes += _outcomes(summary, entries, "error", traces(entries, (), lambda: [text]), seconds)
+    return outcomes
 
 
-def _others(summary: bytes) -> Iterator[TestOutcome]:
+def _outcomes(
+    summary: bytes, entries: Sequence[Entry], outcome: Outcome, lines: Sequence[str], seconds: Mapping[str, float]
+) -> Iterator[TestOutcome]:
+    """Each test once, with the whole of its message: up to the next entry."""
+    seen: set[bytes] = set()
+    for nth, (entry, trace) in enumerate(zip(entries, lines, strict=True), 1):
+        if nth < len(entries):
+            end = entries[nth].start
+        else:
+            section = _NEXT_SECTION.search(summary, entry.message_start)
+            end = section.start() if section else len(summary)
+        if entry.node_id not in seen:
+            seen.add(entry.node_id)
+            message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
+            node_id = entry.node_id.decode(errors="replace")
+            yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
+
+
+def _others(summary: bytes, seconds: Mapping[str, float]) -> Iterator[TestOutcome]:
     """The tests that did not fail. pytest folds skips by their place: those are named `<path>:<line>`."""
-    words: tuple[tuple[bytes, Outcome], ...] = (
-        (b"PASSED", "passed"),
-        (b"XFAIL", "xfailed"),
-        (b"XPASS", "xpassed"),
-        (b"RERUN", "rerun"),
-    )
-    for word, outcome in words:
+    for line in _PASSED.findall(summary):
+        node_id = line.decode(errors="replace")
+        yield TestOutcome(node_id, "passed", seconds=seconds.get(node_id))
+    others: tuple[tuple[bytes, Outcome], ...] = ((b"XFAIL", "xfailed"), (b"XPASS", "xpassed"), (b"RERUN", "rerun"))
+    for word, outcome in others:
         for entry in lines_of(summary, word):
-            yield TestOutcome(entry.node_id.decode(errors="replace"), outcome, entry.message.decode(errors="replace"))
-    for _, place, reason in _SKIPPED.findall(summary):
+            node_id = entry.node_id.decode(errors="replace")
+            yield TestOutcome(node_id, outcome, entry.message.decode(errors="replace"), seconds=seconds.get(node_id))
+    for place, reason in _SKIPPED.findall(summary):
         yield TestOutcome(place.decode(errors="replace"), "skipped", reason.decode(errors="replace"))
 
 
-def _with_seconds(outcomes: Sequence[TestOutcome], durations: bytes) -> list[TestOutcome]:
-    """The same outcomes with what pytest's slowest durations say: setup, call and teardown together."""
+def _seconds(durations: bytes) -> dict[str, float]:
+    """What each of the slowest tests took: setup, call and teardown together."""
     seconds: dict[str, float] = {}
     for took, node_id in _DURATION.findall(durations):
         test = node_id.decode(errors="replace")
         seconds[test] = seconds.get(test, 0.0) + float(took)
-    return [
-        TestOutcome(o.node_id, o.outcome, o.message, o.trace, seconds[o.node_id]) if o.node_id in seconds else o
-        for o in outcomes
-    ]
+    return seconds

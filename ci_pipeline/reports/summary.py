@@ -13,17 +13,16 @@ from typing import NamedTuple
 # `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
 _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
 _SUBTEST = re.compile(
-    rb"(?m)^(?:SUBFAIL(?:ED)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)$"
+    rb"\n(?:SUBFAIL(?:ED)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)"
 )
 
 
 class Entry(NamedTuple):
     """One line of the summary: `FAILED tests/test_x.py::test_a[1] - ValueError: text`."""
 
-    start: int  # of its line
+    start: int  # of the line
     node_id: bytes
-    headline: bytes  # of its traceback: `TestA.test_a[1]`
-    message: bytes  # the first line of it
+    message: bytes  # its first line
     message_start: int
 
 
@@ -35,6 +34,8 @@ class Crash(NamedTuple):
 
     def agrees_with(self, message: bytes) -> bool:
         """True if `message` is this crash's; outside of CI pytest cuts it to the width of the terminal."""
+        if self.text == message:
+            return True
         message = message.strip()
         return self.text == message or (message.endswith(b"...") and self.text.startswith(message[:-3]))
 
@@ -57,10 +58,13 @@ def split_node_id(text: bytes) -> tuple[bytes, bytes]:
 
 
 def headline(node_id: bytes) -> bytes:
-    """The headline of a test's traceback: `tests/test_x.py::TestA::test_a[b::c]` → `TestA.test_a[b::c]`."""
-    _, _, name = node_id.partition(b"::")
+    """The headline of a test's traceback: `tests/test_x.py::TestA::test_a[b::c]` → `TestA.test_a[b::c]`.
+
+    Of a file that could not be collected, it is the path.
+    """
+    path, separator, name = node_id.partition(b"::")
     name, bracket, parameters = name.partition(b"[")
-    return name.replace(b"::", b".") + bracket + parameters
+    return name.replace(b"::", b".") + bracket + parameters if separator else path
 
 
 def lines_of(text: bytes, word: bytes) -> list[Entry]:
@@ -74,7 +78,7 @@ def lines_of(text: bytes, word: bytes) -> list[Entry]:
         if end < 0:
             end = len(text)
         node_id, message = split_node_id(text[begin:end])
-        entries.append(Entry(start, node_id, headline(node_id), message, end - len(message)))
+        entries.append(Entry(start, node_id, message, end - len(message)))
         start = text.find(prefix, end)
     return entries
 
@@ -85,17 +89,11 @@ def failed_lines(text: bytes) -> list[Entry]:
     if b"SUBFAIL" in text:
         for found in _SUBTEST.finditer(text):
             node_id, message = split_node_id(found["rest"])
-            subtest = b" " + (found["after"] or found["before"] or b"").strip()
-            name = headline(node_id) + subtest
-            node_id = (node_id + subtest).rstrip()
-            entries.append(Entry(found.start(), node_id, name.rstrip(), message, found.end() - len(message)))
+            subtest = (found["after"] or found["before"] or b"").strip()
+            node_id = node_id + b" " + subtest if subtest else node_id
+            entries.append(Entry(found.start(), node_id, message, found.end() - len(message)))
         entries.sort()
     return entries
-
-
-def error_lines(text: bytes) -> list[Entry]:
-    """Every line that says that a test could not be set up, torn down or collected, ghosts included."""
-    return lines_of(text, b"ERROR")
 
 
 def without_ghosts(
@@ -103,7 +101,7 @@ def without_ghosts(
     counted: int | None,
     crashes: Sequence[Crash] = (),
     headlines: Callable[[], Sequence[bytes]] = tuple,
-) -> list[Entry]:
+) -> Sequence[Entry]:
     """Those lines that are entries of the summary.
 
     Args:
@@ -111,39 +109,32 @@ def without_ghosts(
         crashes: of the same tests in the same order, where they are known.
         headlines: the same for the headlines of the tracebacks; asked only when the rest does not decide.
     """
+    if len(lines) == counted:
+        return lines
     entries = [line for line in lines if _NODE_ID.match(line.node_id)]
-    if counted is None or len(entries) == counted:
+    if counted is None or len(entries) <= counted:
         return entries
-    if len(entries) < counted:  # names that pytest's own collectors do not give
-        return list(lines) if len(lines) == counted else entries
     guess = list({entry.node_id: entry for entry in reversed(entries)}.values())[::-1]
     if len(crashes) == counted:
-        found, others = _in_step(entries, lambda i, entry: crashes[i].agrees_with(entry.message), counted)
+        found, others = _in_step(entries, counted, lambda i, entry: crashes[i].agrees_with(entry.message))
         if len(found) == counted:
             # Lines that repeat a known test are the output of its child process; any other could be the real one.
             if {entry.node_id for entry in others} <= {entry.node_id for entry in found}:
                 return found
             guess = found
-    names = {entry.headline for entry in entries}
+    names = {headline(entry.node_id) for entry in entries}
     known = [name for name in headlines() if name in names]
     if len(known) == counted:
-        found, _ = _in_step(entries, lambda i, entry: entry.headline == known[i], counted)
-        if len(crashes) == counted:
-            agreeing, _ = _in_step(
-                entries,
-                lambda i, entry: entry.headline == known[i] and crashes[i].agrees_with(entry.message),
-                counted,
-            )
-            found = agreeing if len(agreeing) == counted else found
+        found, _ = _in_step(entries, counted, lambda i, entry: headline(entry.node_id) == known[i])
         if len(found) == counted:
             return found
     texts = {crash.text for crash in crashes}
-    confirmed = [entry for entry in guess if entry.headline in known or entry.message.strip() in texts]
+    confirmed = [e for e in guess if headline(e.node_id) in known or e.message.strip() in texts]
     return confirmed if len(confirmed) == counted else guess
 
 
 def _in_step(
-    entries: Sequence[Entry], agrees: Callable[[int, Entry], bool], counted: int
+    entries: Sequence[Entry], counted: int, agrees: Callable[[int, Entry], bool]
 ) -> tuple[list[Entry], list[Entry]]:
     """Walk the lines and the evidence side by side: a line is an entry if it agrees with the next piece of evidence."""
     found: list[Entry] = []

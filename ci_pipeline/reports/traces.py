@@ -6,18 +6,25 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from ci_pipeline.reports.summary import Crash, Entry
+from ci_pipeline.reports.summary import Crash, Entry, headline
 
-_CRASH = re.compile(rb"(?m)^(?![ >]|E  )\S.*?:(\d+):(?: (.*?))?[ \t]*$")
 _HEADLINE = re.compile(rb"(?m)^_+ (.*) _+$")
 _ERROR_PREFIX = re.compile(rb"ERROR (?:collecting|at \w+ of) ")
 _CAPTURED = re.compile(rb"(?m)^-+ Captured ")
 _EXCEPTION = re.compile(rb"(?m)^E +([A-Za-z_][\w.]*(?:: .*)?)$")
+_SYNTAX_ERROR = re.compile(rb'(?m)^E +File ".*", line (\d+)$')
+_EXPLANATION = re.compile(rb"(?m)^E +(\S.*)$")
 
 
-def crash_lines(failures_line: bytes) -> list[Crash]:
-    """The lines of `--tb=line` that say where a test failed, and whatever else looks like one."""
-    return [Crash(line, text) for line, text in _CRASH.findall(failures_line)]
+def crash_lines(text: bytes) -> list[Crash]:
+    """The lines that say where a test failed, `path:12: ValueError: text`, and whatever else looks like one."""
+    crashes: list[Crash] = []
+    for line in text.split(b"\n"):
+        place, _, message = line.partition(b": ")
+        path, _, number = place.rstrip(b":").rpartition(b":")
+        if number.isdigit() and path and path[0] not in b" >" and path[:3] != b"E  ":
+            crashes.append(Crash(number, message.strip()))
+    return crashes
 
 
 def headlines(tracebacks: bytes) -> list[bytes]:
@@ -25,7 +32,7 @@ def headlines(tracebacks: bytes) -> list[bytes]:
     return [_ERROR_PREFIX.sub(b"", name, count=1) for name in _HEADLINE.findall(tracebacks)]
 
 
-def traces(entries: Sequence[Entry], crashes: Sequence[Crash], tracebacks: Callable[[], list[bytes]]) -> list[str]:
+def traces(entries: Sequence[Entry], crashes: Sequence[Crash], tracebacks: Callable[[], Sequence[bytes]]) -> list[str]:
     """The trace of each entry: its own, whatever stands at its place in another file.
 
     pytest writes a crash line per failing test, in the order of its summary. Where one is missing, or whole tracebacks
@@ -35,24 +42,22 @@ def traces(entries: Sequence[Entry], crashes: Sequence[Crash], tracebacks: Calla
     Args:
         tracebacks: the texts of `failures_short`, `failures_long`, read only when they are needed.
     """
-    pairs: Sequence[Crash | None] = crashes
-    if len(crashes) != len(entries) or not all(c.agrees_with(e.message) for c, e in zip(crashes, entries, strict=True)):
-        pairs = _by_message(entries, crashes)
-        if None in pairs:
-            found = _by_headline(entries, tracebacks())
-            pairs = [crash or other for crash, other in zip(pairs, found, strict=True)]
-    return [_trace(entry, crash) for entry, crash in zip(entries, pairs, strict=True)]
+    if len(crashes) == len(entries) and all(
+        not entry.message or crash.agrees_with(entry.message) for crash, entry in zip(crashes, entries, strict=True)
+    ):
+        return [_trace(crash) for crash in crashes]
+    pairs = _by_message(entries, crashes)
+    if None in pairs:
+        pairs = _by_headline(entries, pairs, tracebacks())
+    return [
+        _trace(crash) if crash else entry.message.strip().decode(errors="replace") or "no message in the report"
+        for entry, crash in zip(entries, pairs, strict=True)
+    ]
 
 
-def _trace(entry: Entry, crash: Crash | None) -> str:
-    text = entry.message.strip()
-    if crash is None:
-        return text.decode(errors="replace") or "no message in the report"
-    if not text or crash.agrees_with(text):
-        text = crash.text
-    if not crash.line:
-        return text.decode(errors="replace")
-    return f"(line {crash.line.decode()})  {text.decode(errors='replace')}"
+def _trace(crash: Crash) -> str:
+    text = b"(line %s)  %s" % crash if crash.line else crash.text
+    return text.decode(errors="replace")
 
 
 def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Crash | None]:
@@ -66,10 +71,10 @@ def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Cras
     pairs: list[Crash | None] = [None] * len(entries)
     for message, places in said.items():
         found = crashed.get(message, [])
+        if len(set(found)) == 1:
+            found *= len(places)
         # A whole traceback says the place of a crash again: so many lines in a row are one crash.
         times, rest = divmod(len(found), len(places))
-        if len(set(found)) == 1:
-            times, rest, found = 1, 0, found * len(places)
         if message and times and not rest:
             for nth, place in enumerate(places):
                 same = set(found[nth * times : (nth + 1) * times])
@@ -77,32 +82,34 @@ def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Cras
     return pairs
 
 
-def _by_headline(entries: Sequence[Entry], texts: Sequence[bytes]) -> list[Crash | None]:
-    """Look each test's traceback up by its headline: the last line that names a place in it, and its exception."""
-    wanted: dict[bytes, list[int]] = defaultdict(list)
+def _by_headline(entries: Sequence[Entry], pairs: Sequence[Crash | None], texts: Sequence[bytes]) -> list[Crash | None]:
+    """Complete the pairs: look a test's traceback up by its headline."""
+    pairs = list(pairs)
+    places: dict[bytes, list[int]] = defaultdict(list)
     for place, entry in enumerate(entries):
-        wanted[entry.headline or entry.node_id].append(place)
-    pairs: list[Crash | None] = [None] * len(entries)
+        places[headline(entry.node_id)].append(place)
     for text in texts:
-        sections: dict[bytes, list[bytes]] = defaultdict(list)
-        found = [(m, name) for m in _HEADLINE.finditer(text) if (name := _ERROR_PREFIX.sub(b"", m[1])) in wanted]
-        ends = [match.start() for match, _ in found[1:]]
-        for (match, name), end in zip(found, [*ends, len(text)], strict=bool(found)):
-            sections[name].append(text[match.end() : end])
-        for name, bodies in sections.items():
-            if len(bodies) == len(wanted[name]):
-                for place, body in zip(wanted[name], bodies, strict=True):
-                    pairs[place] = pairs[place] or _crash_of(body)
+        bodies: dict[bytes, list[bytes]] = defaultdict(list)
+        found = [(m, name) for m in _HEADLINE.finditer(text) if (name := _ERROR_PREFIX.sub(b"", m[1])) in places]
+        for nth, (match, name) in enumerate(found):
+            end = found[nth + 1][0].start() if nth + 1 < len(found) else len(text)
+            bodies[name].append(text[match.end() : end])
+        for name, own in bodies.items():
+            if len(own) == len(places[name]):
+                for place, body in zip(places[name], own, strict=True):
+                    pairs[place] = pairs[place] or _crash_of(body, entries[place].message.strip())
         if None not in pairs:
             break
     return pairs
 
 
-def _crash_of(traceback: bytes) -> Crash | None:
+def _crash_of(traceback: bytes, message: bytes) -> Crash | None:
+    """The last place that a traceback names, with the message of the summary, or else its exception."""
     if captured := _CAPTURED.search(traceback):
         traceback = traceback[: captured.start()]
-    places = _CRASH.findall(traceback)
-    exception = _EXCEPTION.search(traceback)
-    if not places and not exception:
+    crashes = [Crash(line, b"") for line in _SYNTAX_ERROR.findall(traceback)] or crash_lines(traceback)
+    exception = _EXCEPTION.search(traceback) or _EXPLANATION.search(traceback)
+    text = exception[1] if exception and (not message or message.endswith(b"...")) else message
+    if not crashes and not text:
         return None
-    return Crash(places[-1][0] if places else b"", exception[1] if exception else places[-1][1])
+    return Crash(crashes[-1].line if crashes else b"", text or crashes[-1].text)

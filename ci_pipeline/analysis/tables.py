@@ -1,0 +1,89 @@
+"""Job reports → their tables: results by device, by category, and what changed since other runs."""
+
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ci_pipeline.analysis.job_results import UNCLASSIFIED
+from ci_pipeline.model import CiRun, JobReport, RunDiffRow, TestReport
+from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key
+
+if TYPE_CHECKING:
+    from ci_pipeline.profile import Profile
+
+
+def test_job_result_table(run: CiRun, reports: Sequence[JobReport]) -> pa.Table:
+    """The TEST_JOB_RESULT table: one row per test job × matrix entry × device, those without a report included."""
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        by_key: dict[tuple[str, str], list[TestReport]] = defaultdict(list)
+        reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for test_report in report.reports:
+            by_key[test_report.artifact.matrix_entry, test_report.artifact.device].append(test_report)
+        for problem in report.problems:
+            if problem.test_job:
+                reasons[problem.matrix_entry, problem.device].append(problem.reason)
+        for entry, device in dict.fromkeys((*by_key, *reasons)):
+            own = by_key[entry, device]
+            counts = [test_report.counts for test_report in own if test_report.counts]
+            result = report.results.get(entry) or report.results.get(report.test_job) or {}
+            rows.append(
+                {
+                    "test_job": report.test_job,
+                    "matrix_entry": entry,
+                    "device": device,
+                    "failed": sum(count.failed for count in counts),
+                    "errors": sum(count.errors for count in counts),
+                    "success": sum(count.passed for count in counts),
+                    "skipped": sum(count.skipped for count in counts),
+                    "seconds": sum(count.seconds for count in counts),
+                    "complete": not reasons[entry, device],
+                    "reason": "; ".join(reasons[entry, device]),
+                    "job_url": result.get("job_link", {}).get(device or UNCLASSIFIED, ""),
+                }
+            )
+    return _table(run, rows, TEST_JOB_RESULT)
+
+
+def category_result_table(run: CiRun, reports: Sequence[JobReport], profile: Profile) -> pa.Table:
+    """The CATEGORY_RESULT table: the failing tests of each test job by category × device, zeros included."""
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        matrix = any(test_report.artifact.matrix_entry for test_report in report.reports)
+        name = profile.job_to_test_map.get(report.test_job, report.test_job)
+        found: Counter[tuple[str, str, str]] = Counter()
+        for test_report in report.reports:
+            for outcome in test_report.outcomes:
+                category = profile.category_of(outcome.node_id) if matrix else name
+                found[category, test_report.artifact.device, outcome.outcome] += 1
+        devices = dict.fromkeys(test_report.artifact.device for test_report in report.reports)
+        rows += [
+            {
+                "test_job": report.test_job,
+                "category": category,
+                "device": device,
+                "failed": found[category, device, "failed"],
+                "errors": found[category, device, "error"],
+            }
+            for category in (profile.categories if matrix else (name,))
+            for device in devices
+        ]
+    return _table(run, rows, CATEGORY_RESULT)
+
+
+def run_diff_table(run: CiRun, rows: Sequence[RunDiffRow]) -> pa.Table:
+    """The RUN_DIFF table."""
+    return _table(run, [asdict(row) for row in rows], RUN_DIFF)
+
+
+def _table(run: CiRun, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    key = run_key(run, len(rows))
+    own = {name: [row[name] for row in rows] for name in schema.names if name not in key}
+    return pa.table({**key, **own}, schema=schema)
