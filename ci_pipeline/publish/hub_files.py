@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOCAL_ONLY = ("model_failures_report.txt", "module_failures_report.txt")
-"""Files for the next step of the workflow: its artifact is what the next run is compared with."""
+ERRORS = "errors.json"
+LOCAL_ONLY = ("model_failures_report.txt", "module_failures_report.txt", ERRORS)
+"""Files that only the working directory has. The workflow keeps it as an artifact, and the next run reads that."""
 
 
 def results_folder(test_job: str) -> str:
@@ -43,7 +44,7 @@ def render(report: JobReport, profile: Profile, *, previous_model_table: str = "
     classic = classic_report(report, profile, previous_model_table=previous_model_table)
     results = dict(report.results)
 
-    captured = {(r.artifact.matrix_entry, r.artifact.device): r.captured_info for r in report.reports}
+    captured = {(r.artifact.matrix_entry, r.artifact.device or NO_DEVICE): r.captured_info for r in report.reports}
     extra = {
         name: {
             "captured_info": {
@@ -56,6 +57,7 @@ def render(report: JobReport, profile: Profile, *, previous_model_table: str = "
     files: dict[str, Any] = {f"{kind}_results.json": results if matrix else next(iter(results.values()), {})}
     if matrix:
         files[f"{kind}_results_extra.json"] = extra
+    files[ERRORS] = errors_of(report.reports)
     files["job_links.json"] = {
         classic.display_name(name): result.get("job_link", {}) for name, result in sorted(results.items())
     }
@@ -118,14 +120,33 @@ def results_diff(reports: Sequence[TestReport], previous: EarlierRun) -> dict[st
     return dict(diff)
 
 
+def errors_of(reports: Sequence[TestReport]) -> list[dict[str, str]]:
+    """The tests that did not get as far as failing: errors at setup, teardown and collection."""
+    return [
+        {
+            "matrix_entry": report.artifact.matrix_entry,
+            "device": report.artifact.device,
+            "line": outcome.node_id,
+            "trace": outcome.trace,
+        }
+        for report in reports
+        for outcome in report.outcomes
+        if outcome.outcome == "error"
+    ]
+
+
 # --- an earlier run's files -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierResults:
-    """What the `ci_results_<job>` folder of an earlier run says: trace by (matrix entry, device, node id)."""
+    """What the `ci_results_<job>` folder of an earlier run says: trace by (matrix entry, device, node id).
+
+    `has_errors`: whether tests with errors are among them.
+    """
 
     failures: Mapping[Where, str] = field(default_factory=dict[Where, str])
+    has_errors: bool = True
     model_table: str = ""
 
 
@@ -152,23 +173,37 @@ def read_results(folder: Path, result_name: str) -> EarlierResults:
         table = (folder / "model_failures_report.txt").read_text("utf-8", "replace")
     except OSError:
         table = ""
-    return EarlierResults(dict(_failures(results)), table)
+    return EarlierResults(failures_of(results), (folder / ERRORS).exists(), table)
+
+
+def comparable_failures(earlier: EarlierResults, reports: Iterable[TestReport]) -> dict[Where, str]:
+    """The earlier failures as `reports` would name them.
+
+    Older reporters cut node ids at their first space and left errors out: a test whose beginning is named was
+    known, and of an error nobody can say that it is new.
+    """
+    failures = earlier.failures
+    cut = {where for where in failures if where[2].count("[") > where[2].count("]")}
+    known: dict[Where, str] = {}
+    for report in reports:
+        for outcome in report.outcomes:
+            where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
+            if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
+                known[where] = failures[begins]
+            elif outcome.outcome == "error" and not earlier.has_errors:
+                known[where] = failures.get(where, outcome.trace)
+    return {**failures, **known}
 
 
 def failures_of(results: Mapping[str, Any]) -> dict[Where, str]:
-    """The failing tests of job results."""
-    return dict(_failures(results))
-
-
-def _failures(results: Mapping[str, Any]) -> Iterator[tuple[Where, str]]:
-    """Whatever of other people's JSON has the shape of a failing test."""
+    """The failing tests of job results, by whatever of other people's JSON has that shape."""
+    found: dict[Where, str] = {}
     entries = {"": results} if "failures" in results else results
     for entry, result in entries.items():
-        devices = result.get("failures") if isinstance(result, dict) else None
-        for device, failures in devices.items() if isinstance(devices, dict) else ():
+        by_device = result.get("failures") if isinstance(result, dict) else None
+        for device, failures in by_device.items() if isinstance(by_device, dict) else ():
             for failure in failures if isinstance(failures, list) else ():
-                if isinstance(failure, dict) and isinstance(failure.get("line"), str):
-                    yield (
-                        (entry, "" if device in ("null", NO_DEVICE) else device, failure["line"]),
-                        str(failure.get("trace") or ""),
-                    )
+                if isinstance(failure, dict) and isinstance(line := failure.get("line"), str):
+                    where = (entry, "" if device in ("null", NO_DEVICE) else device, line)
+                    found[where] = str(failure.get("trace") or "")
+    return found

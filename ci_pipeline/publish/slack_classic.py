@@ -320,13 +320,13 @@ class ClassicReport:
 
     def _missing(self, limit: int) -> str:
         """What was not seen, in plain text: each reason once, with what it befell."""
-        subjects: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        befell: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for problem in self.incomplete:
-            subjects[problem.reason][problem.matrix_entry or problem.subject].append(problem.device)
+            befell[problem.reason][problem.matrix_entry or problem.subject].append(problem.device)
         lines: list[str] = []
-        for reason, devices in subjects.items():
-            names = [f"{name} ({', '.join(filter(None, on))})" if any(on) else name for name, on in devices.items()]
-            lines.append(f"[INCOMPLETE] {reason}: {', '.join(names)}")
+        for reason, subjects in befell.items():
+            names = [f"{name} ({', '.join(filter(None, on))})" if any(on) else name for name, on in subjects.items()]
+            lines.append(f"[INCOMPLETE] {', '.join(names)}: {reason}")
         return clip("\n".join(lines), limit)
 
     def _warnings(self) -> Block:
@@ -338,7 +338,8 @@ class ClassicReport:
         return plain_section(text, button(label, self.warnings_url or self.run_url, emoji=True), emoji=True)
 
     def _comparisons(self) -> list[Block]:
-        blocks = [section(f"*New failures are not known*\n\n({escape(reason)})") for reason in self.not_compared]
+        reasons = self.not_compared if self.n_failures or self.n_errors else ()
+        blocks = [section(f"*New failures are not known*\n\n({escape(reason)})") for reason in reasons]
         if self.new_failures and self.new_failures.failures:
             blocks.append(self.comparison_block(self.new_failures, "new failed tests", "Check new failures"))
         blocks += [
@@ -366,14 +367,17 @@ class ClassicReport:
         devices: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for entry, device, node_id in failures:
             devices[entry, node_id].append(device)
-        show = (lambda node_id: clip(escape(node_id), NAME_LIMIT)) if to_truncate else str
-        entries = (f"{self._job_links(at[0], tuple(on))}\n{show(at[1])}\n\n" for at, on in devices.items())
+        entries = (
+            f"{self._job_links(entry, tuple(on))}\n{clip(escape(node_id), NAME_LIMIT) if to_truncate else node_id}\n\n"
+            for (entry, node_id), on in devices.items()
+        )
         return entries_that_fit(entries, limit=ENTRIES_LIMIT if to_truncate else float("inf"))
 
     def _job_links(self, entry: str, devices: tuple[str, ...]) -> str:
         if (entry, devices) not in self._links:
             urls = self.results.get(entry, {}).get("job_link", {})
-            self._links[entry, devices] = "|".join(link(urls.get(d, ""), d or NO_DEVICE) for d in devices) + " gpu"
+            links = [link(urls.get(name, ""), name) for name in map(_device, devices)]
+            self._links[entry, devices] = "|".join(links) + " gpu"
         return self._links[entry, devices]
 
     @cached_property
@@ -410,14 +414,37 @@ class ClassicReport:
     def reply_blocks(
         name: str, result: JobResult, failures: Sequence[Failure], device: str | None, text: str
     ) -> list[Block]:
-        heading = f"{name} ({device}-gpu)" if device else name
-        job_link = result.get("job_link", {}).get(device or "", "")
+        heading = name if _device(device) == NO_DEVICE else f"{name} ({device}-gpu)"
+        job_link = result.get("job_link", {}).get(_device(device), "")
         entries = entries_that_fit(failure_entry(failure["line"], failure["trace"]) for failure in failures)
         return [
             header(heading.upper(), emoji=True),
             section(text, button("GitHub Action job", job_link, emoji=True)),
             section(entries),
         ]
+
+
+def error_message(
+    title: str,
+    ci_title: str = "",
+    run_url: str = "",
+    *,
+    runner_not_available: bool = False,
+    runner_failed: bool = False,
+    setup_failed: bool = False,
+) -> SlackMessage:
+    """What is said when the tests did not run at all."""
+    text = "[FAIL] There was an issue running the tests."
+    if runner_not_available:
+        text = "[FAIL] CI runners are not available! Tests are not run."
+    elif runner_failed:
+        text = "[FAIL] CI runners have problems! Tests are not run."
+    elif setup_failed:
+        text = "[FAIL] Setup job failed. Tests are not run."
+    action = button("Check Action results", run_url, emoji=True)
+    blocks = [header(title), *([section(ci_title)] if ci_title else []), header(text)]
+    blocks.append(plain_section("Let's fix it ASAP!", action))
+    return SlackMessage("main", "Let's fix it ASAP!", blocks)
 
 
 def classic_report(

@@ -1,0 +1,430 @@
+"""The one-shot command: the report of one test job, from a workflow step's working directory to Slack and the Hub.
+
+The artifacts are read in a process of their own, while this one loads its network libraries and asks GitHub. Starting
+fast matters: nothing here imports Dagster, pandas or pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ci_pipeline.analysis.job_results import job_report
+from ci_pipeline.analysis.previous import previous_run, reference_run
+from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestReport
+from ci_pipeline.publish import hub_files, slack_classic
+from ci_pipeline.publish.mrkdwn import escape, link
+from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
+from ci_pipeline.publish.thread import SlackThread
+from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
+from ci_pipeline.reports.read import read_reports
+from ci_pipeline.settings import SettingsError
+from ci_pipeline.sources import SourceError
+from ci_pipeline.workflow_step import Step, require_slack, workflow_step
+
+if TYPE_CHECKING:
+    from ci_pipeline.profile import Profile
+    from ci_pipeline.sources.github import GitHubSource
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 20.0
+"""Seconds for which a request to GitHub may be tried again: a report without links is better than a late one."""
+
+
+def main(matrix: str = "") -> int:
+    """Report the test job that the environment names; the command's exit status.
+
+    0: the report is out, or there is nothing to say. 1: it could not be posted. 2: something is not set without which
+    nothing can be posted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        step = workflow_step(matrix)
+        require_slack(step)
+        notify(step)
+    except (SettingsError, SlackError) as error:
+        print(f"ci-pipeline notify: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    return 0
+
+
+def notify(step: Step) -> None:
+    """Make the report, upload it, and post it.
+
+    Raises:
+        SlackError: it could not be posted; one line.
+    """
+    if step.setup_failed:
+        with _github(step) as source:
+            title = ci_title(step, source)
+        error = slack_classic.error_message(_title(step), title, step.run_url, setup_failed=True)
+        post(step, SlackThread(error))
+        return
+    with _reading(step) as reports, _github(step) as source, tempfile.TemporaryDirectory() as scratch:
+        run = ci_run(step, source)
+        title = ci_title(step, source)
+        jobs, problems = ci_jobs(run, source)
+        earlier = earlier_runs(step, run, source, Path(scratch))
+        report = compare(step, run, reports(), jobs, problems, earlier)
+    publish(step, report, title, _warnings_url(step, jobs), earlier)
+
+
+def compare(
+    step: Step,
+    run: CiRun,
+    reports: list[TestReport],
+    jobs: Sequence[CiJob],
+    problems: Sequence[Problem],
+    earlier: Earlier,
+) -> JobReport:
+    """The job report, compared with the earlier runs."""
+
+    def comparable(earlier: Compared) -> EarlierRun:
+        failures = hub_files.comparable_failures(earlier.results, reports)
+        return EarlierRun(earlier.run, earlier.label, failures, earlier.outcomes)
+
+    return job_report(
+        run,
+        step.test_job,
+        reports,
+        jobs,
+        step.profile,
+        matrix=step.matrix,
+        problems=[*step.problems, *problems],
+        previous=comparable(earlier.previous) if earlier.previous else None,
+        others=[comparable(other) for other in earlier.others],
+        warnings=selected_warnings(step.root),
+    )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(step: Step) -> Generator[Callable[[], list[TestReport]]]:
+    """Read the reports in a process of their own; calling what this yields waits for them."""
+    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    arguments = (step.root, step.profile, step.test_job, step.diffs_results)
+    with ProcessPoolExecutor(1, context) as worker:
+        future = worker.submit(read, *arguments)
+
+        def reports() -> list[TestReport]:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                log.warning("The process that reads the reports was killed; reading them again")
+                return read(*arguments)
+
+        yield reports
+
+
+def read(root: Path, profile: Profile, test_job: str, every_outcome: bool = False) -> list[TestReport]:
+    """The reports of a test job's artifacts in `root`."""
+    artifacts = [artifact for artifact in available_artifacts(root, profile) if artifact.test_job == test_job]
+    return read_reports(root, artifacts, every_outcome=every_outcome)
+
+
+def selected_warnings(root: Path) -> list[str]:
+    path = root / "warnings_in_ci" / "selected_warnings.json"
+    try:
+        warnings = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return []
+    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
+
+
+# --- what GitHub knows ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _github(step: Step) -> Generator[GitHubSource]:
+    from ci_pipeline.sources.github import GitHubSource
+
+    token = step.settings.github_token
+    if not token:
+        log.warning("ACCESS_REPO_INFO_TOKEN is not set: asking GitHub without it")
+    secret = token.get_secret_value() if token else None
+    source = GitHubSource(step.settings.github_api_url, secret, step.repository, patience=PATIENCE)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def ci_run(step: Step, source: GitHubSource) -> CiRun:
+    """The run that this step belongs to, as far as it is known."""
+    env = step.env
+    run = CiRun(
+        step.repository,
+        _int(env.github_run_id),
+        run_number=_int(env.github_run_number),
+        workflow_path=step.workflow_path,
+        event=env.github_event_name,
+        status="in_progress",
+        head_sha=env.ci_sha,
+    )
+    if not run.run_id:
+        return run
+    try:
+        found = source.run(run.run_id)
+    except SourceError as error:
+        log.warning("%s; the report is filed under today's date", error)
+        return run
+    return replace(
+        found,
+        run_number=run.run_number or found.run_number,
+        workflow_path=run.workflow_path or found.workflow_path,
+        event=run.event or found.event,
+        head_sha=found.head_sha or run.head_sha,
+    )
+
+
+def _int(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def ci_jobs(run: CiRun, source: GitHubSource) -> tuple[Sequence[CiJob], list[Problem]]:
+    """The run's jobs, which say what artifacts there should be, and what could not be read of them."""
+    if not run.run_id:
+        return (), [Problem("job links", "not known, GITHUB_RUN_ID is not set")]
+    try:
+        return source.jobs(run), []
+    except SourceError as error:
+        return error.read, [Problem("job links", f"could not be read, {error}")]
+
+
+def ci_title(step: Step, source: GitHubSource) -> str:
+    """What was tested, and whose work it is: a pull request or a commit, as mrkdwn."""
+    title = next(iter(step.env.ci_title.strip().splitlines()), "").strip()
+    sha = step.env.ci_sha
+    url = f"{step.web_url}/commit/{sha}" if sha else ""
+    if not title:
+        return link(url, f"commit: {sha}") if sha else ""
+    people: list[str] = []
+    try:
+        if numbers := re.findall(r"\(#(\d+)\)", title):
+            url = f"{step.web_url}/pull/{numbers[-1]}"
+            author, merged_by = source.pull_request(int(numbers[-1]))
+        else:
+            author, merged_by = source.commit_author(sha) if sha else None, None
+        people = [f"{did}: GH_{who}" for did, who in (("Author", author), ("Merged by", merged_by)) if who]
+    except SourceError as error:
+        log.warning("%s; the title names no author", error)
+    return "\n".join(filter(None, [link(url, title), escape(" | ".join(people))]))
+
+
+def _warnings_url(step: Step, jobs: Sequence[CiJob]) -> str:
+    """The page of the job that selected the warnings; "" where it did not succeed."""
+    name = step.profile.warnings_job
+    return next((job.html_url for job in jobs if name and name in job.name and job.conclusion == "success"), "")
+
+
+# --- earlier runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An earlier run and its results; `outcomes` of all its tests, where they are known."""
+
+    run: CiRun
+    label: str
+    results: hub_files.EarlierResults
+    outcomes: dict[slack_classic.Where, Outcome] | None = None
+
+
+@dataclass
+class Earlier:
+    """The runs that this one is compared with. `not_compared`: what could not be had, one line each."""
+
+    previous: Compared | None = None
+    others: list[Compared] = field(default_factory=list[Compared])
+    not_compared: list[str] = field(default_factory=list[str])
+
+    @contextmanager
+    def attempt(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except (SourceError, hub_files.NoResults) as error:
+            self.not_compared.append(f"{what}: {error}")
+
+
+def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> Earlier:
+    """The runs that the environment names, or those that the profile's rules find; each in a folder of its own."""
+    earlier = Earlier()
+    with earlier.attempt("previous run"):
+        if previous := _named(step, step.env.prev_workflow_run_id) or _previous_run(step, run, source):
+            results = _results(step, previous, source, scratch)
+            outcomes = _outcomes(step, previous, source, scratch) if step.diffs_results else None
+            earlier.previous = Compared(previous, "previous run", results, outcomes)
+    named = _named(step, step.env.other_workflow_run_id)
+    label = step.profile.reference.label if step.profile.reference and not named else "run"
+    with earlier.attempt(label):
+        if other := named or _reference_run(step, run, source):
+            earlier.others.append(Compared(other, label, _results(step, other, source, scratch)))
+    return earlier
+
+
+def _named(step: Step, run_id: str) -> CiRun | None:
+    return CiRun(step.repository, _int(run_id)) if _int(run_id) else None
+
+
+def _previous_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None:
+    rule, reference = step.profile.previous.get(run.event), step.profile.reference
+    if rule is None or rule.workflow == "none":
+        return None
+    workflow = run.workflow_id or run.workflow_path
+    if rule.workflow == "reference":
+        workflow = reference.workflow_id if reference else 0
+    if not workflow:
+        return None
+    candidates = source.workflow_runs(workflow, event=rule.event, branch=step.profile.default_branch)
+    if not run.workflow_id and candidates:
+        run = replace(run, workflow_id=candidates[0].workflow_id)
+    return previous_run(run, candidates, step.profile)
+
+
+def _reference_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None:
+    reference = step.profile.reference
+    if reference is None or run.event not in reference.events or run.workflow_id in (0, reference.workflow_id):
+        return None
+    for event in reference.events:
+        candidates = source.workflow_runs(reference.workflow_id, event=event, branch=step.profile.default_branch)
+        if found := reference_run(run, candidates, step.profile):
+            return found
+    return None
+
+
+def _results(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> hub_files.EarlierResults:
+    name = hub_files.results_folder(step.test_job)
+    folder = source.artifact(run.run_id, name, scratch / str(run.run_id))
+    try:
+        return hub_files.read_results(folder, step.job.result_name)
+    except hub_files.NoResults as error:
+        raise hub_files.NoResults(f"{name} of run {run.run_id}: {error}") from None
+
+
+def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[slack_classic.Where, Outcome]:
+    """How every test of an earlier run ended, from its own artifacts."""
+    into = scratch / f"{run.run_id}-artifacts"
+
+    def wanted(name: str) -> bool:
+        artifact = parse_artifact_name(name, step.profile)
+        return artifact is not None and artifact.test_job == step.test_job
+
+    for problem in source.fetch_artifacts(run.run_id, into, wanted):
+        log.warning("Artifact %s of run %d: %s", problem.subject, run.run_id, problem.reason)
+    return {
+        (report.artifact.matrix_entry, report.artifact.device, outcome.node_id): outcome.outcome
+        for report in (read(into, step.profile, step.test_job, every_outcome=True) if into.is_dir() else ())
+        for outcome in report.outcomes
+    }
+
+
+# --- what comes of it -----------------------------------------------------------------------------------------------
+
+
+def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, earlier: Earlier) -> None:
+    """Write the files, upload them, and post the messages that link to them.
+
+    Raises:
+        SlackError: the report could not be posted; one line.
+    """
+    model_table = earlier.previous.results.model_table if earlier.previous else ""
+    files = hub_files.render(report, step.profile, previous_model_table=model_table)
+    write(step.root / hub_files.results_folder(step.test_job), files)
+    classic = slack_classic.classic_report(
+        report,
+        step.profile,
+        title=f"{_title(step)}: {step.job.test}",
+        ci_title=ci_title,
+        run_url=step.run_url,
+        warnings_url=warnings_url,
+        not_compared=earlier.not_compared,
+        previous_model_table=model_table,
+        file_url=upload(step, report.run, files),
+    )
+    if classic.passed and not step.reports_success:
+        print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
+        return
+    post(step, classic.thread())
+
+
+def _title(step: Step) -> str:
+    return f"[INFO] Results of {step.ci_event}"
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Leave the files to the workflow, which keeps them as an artifact: the next run is compared with them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        log.warning("%s cannot be written: %s", folder, error.strerror)
+
+
+def upload(step: Step, run: CiRun, files: Mapping[str, bytes]) -> Callable[[str], str]:
+    """Upload the files to the Hub. Returns what says where a file is: "" if the Hub has none."""
+    from ci_pipeline.publish import hub
+
+    token, dataset = step.settings.hub_token, step.hub_dataset
+    if not token or not dataset:
+        missing = "REPORT_REPO_ID" if token else "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN"
+        log.warning("%s is not set: nothing is uploaded", missing)
+        return lambda name: ""
+    folder = hub_files.dataset_folder(run, step.test_job)
+    uploaded = {f"{folder}/{name}": content for name, content in files.items() if name not in hub_files.LOCAL_ONLY}
+    try:
+        commit = hub.upload(
+            uploaded,
+            repo_id=dataset,
+            message=f"{step.job.test}: run {run.run_id}",
+            endpoint=step.settings.hub_endpoint,
+            token=token.get_secret_value(),
+        )
+    except hub.HubUnavailable as error:
+        log.warning("%s", error)
+        return lambda name: ""
+    datasets = f"{step.profile.hub_url}/datasets/{dataset}"
+    print(f"{len(uploaded)} files are in {datasets}/tree/main/{folder}")
+
+    def file_url(name: str) -> str:
+        view = "resolve" if name == "test_results_diff.json" else "raw"
+        return f"{datasets}/{view}/{commit}/{folder}/{name}" if name in files else ""
+
+    return file_url
+
+
+def post(step: Step, thread: SlackThread) -> None:
+    """Post a thread: the main message, then its replies.
+
+    Raises:
+        SlackError: the main message, or the rest of the thread, is not out; one line.
+    """
+    token = step.settings.slack_token
+    slack = SlackClient(token.get_secret_value() if token else "", step.settings.slack_api_url)
+    print(json.dumps(thread.main.blocks, ensure_ascii=False, indent=1))
+    ts = slack.post(step.channel, thread.main.text, thread.main.blocks)
+    refused = 0
+    for reply in thread.replies:
+        try:
+            slack.post(step.channel, reply.text, reply.blocks, thread_ts=ts)
+        except SlackRefused as error:
+            log.warning("%s: the reply %r", error, reply.text)
+            refused += 1
+    print(f"Posted to {step.channel}: the report and {len(thread.replies) - refused} of {len(thread.replies)} replies")

@@ -1,0 +1,146 @@
+"""What the environment of a workflow step says, and what the profile makes of it."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ci_pipeline.model import Problem
+from ci_pipeline.profile import Profile, TestJob, Workflow, load_profile
+from ci_pipeline.reports.artifacts import available_artifacts
+from ci_pipeline.settings import Settings, SettingsError, StepSettings, load_settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """A workflow step that reports one test job, whose artifacts are folders of `root`.
+
+    `problems`: what of its arguments could not be understood; the report says so.
+    """
+
+    settings: Settings
+    env: StepSettings
+    profile: Profile
+    test_job: str
+    matrix: Sequence[Any] = ()
+    problems: Sequence[Problem] = ()
+    root: Path = field(default_factory=Path.cwd)
+
+    @property
+    def job(self) -> TestJob:
+        return self.profile.test_jobs[self.test_job]
+
+    @property
+    def channel(self) -> str:
+        return self.settings.slack_channel or self.job.channel
+
+    @property
+    def repository(self) -> str:
+        return self.env.github_repository or self.profile.repository
+
+    @property
+    def ci_event(self) -> str:
+        return self.env.ci_event or (self.workflow and self.workflow.ci_event) or self.env.github_event_name or "CI"
+
+    @property
+    def reports_success(self) -> bool:
+        """A push that broke nothing is no news."""
+        return not self.ci_event.casefold().startswith("push")
+
+    @property
+    def setup_failed(self) -> bool:
+        return self.env.setup_status not in ("", "success", "skipped")
+
+    @property
+    def workflow_path(self) -> str:
+        """`.github/workflows/nightly.yml`, of `owner/name/.github/workflows/nightly.yml@refs/heads/main`."""
+        return "/".join(self.env.github_workflow_ref.partition("@")[0].split("/")[2:])
+
+    @property
+    def workflow(self) -> Workflow | None:
+        return next((w for w in self.profile.workflows if w.path and w.path == self.workflow_path), None)
+
+    @property
+    def diffs_results(self) -> bool:
+        """Whether every test's outcome is compared with the previous run's, not only those that fail."""
+        return bool(self.workflow and self.workflow.diff_results)
+
+    @property
+    def hub_dataset(self) -> str:
+        return self.settings.hub_dataset or (self.workflow and self.workflow.hub_dataset) or self.profile.hub_dataset
+
+    @property
+    def web_url(self) -> str:
+        return f"{self.settings.github_server_url.rstrip('/')}/{self.repository}"
+
+    @property
+    def run_url(self) -> str:
+        return f"{self.web_url}/actions/runs/{self.env.github_run_id}" if self.env.github_run_id else ""
+
+
+def workflow_step(matrix: str = "", root: Path | None = None) -> Step:
+    """The step that this process runs in. `matrix`: the folders that the test job was called with.
+
+    Raises:
+        SettingsError: a setting is wrong; one line.
+    """
+    settings, root = load_settings(), root or Path.cwd()
+    env = StepSettings.model_validate({})
+    profile = load_profile(settings.profile)
+    problems: list[Problem] = []
+    try:
+        folders = parse_matrix(matrix)
+    except ValueError as error:
+        folders = []
+        problems.append(Problem("folders without any artifact", f"not known, the matrix is {error}"))
+    test_job = env.ci_test_job or _job_of_most_artifacts(root, profile)
+    if not test_job:
+        problems.append(Problem("all reports", "not found, CI_TEST_JOB is not set"))
+    if test_job not in profile.test_jobs:
+        # A job that the profile does not know is reported under its own name.
+        name = test_job or "tests"
+        unknown = TestJob(test=name, result_name=name, matrix=bool(folders))
+        profile = profile.model_copy(update={"test_jobs": {**profile.test_jobs, test_job: unknown}})
+    return Step(settings, env, profile, test_job, folders, problems, root)
+
+
+def require_slack(step: Step) -> None:
+    """
+    Raises:
+        SettingsError: something is not set without which nothing can be posted; one line.
+    """
+    if not step.settings.slack_token:
+        raise SettingsError("CI_SLACK_BOT_TOKEN is not set: nothing can be posted")
+    if not step.channel:
+        raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile has no channel for {step.test_job!r}")
+
+
+def parse_matrix(argument: str) -> list[Any]:
+    """Folders, nested or not, from JSON or from a list as Python prints it.
+
+    Raises:
+        ValueError: it is neither; the text says what it is.
+    """
+    if not argument.strip():
+        return []
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return _folders([parse(argument.strip())])
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+    raise ValueError("neither JSON nor a list")
+
+
+def _folders(values: Sequence[Any]) -> list[Any]:
+    """Strings and lists of strings; whatever else JSON may hold is no folder."""
+    return [_folders(v) if isinstance(v, (list, tuple)) else v for v in values if isinstance(v, (list, tuple, str))]
+
+
+def _job_of_most_artifacts(root: Path, profile: Profile) -> str:
+    jobs = Counter(artifact.test_job for artifact in available_artifacts(root, profile))
+    return max(jobs, key=lambda job: jobs[job], default="")
