@@ -133,6 +133,14 @@ class GitHubSource:
         """All artifacts of a run, expired ones too; where a re-run made one again, the newer one alone."""
         return self._run(self._artifacts(run_id))
 
+    def fetch_artifacts(self, run_id: int, into: Path, wanted: Wanted) -> list[Problem]:
+        """Unpack the artifacts of a run's newest attempt to `into/<name>`; what cannot be had is returned."""
+
+        async def fetch() -> list[Problem]:
+            return await self._fetch_all([a for a in await self._artifacts(run_id) if wanted(a.name)], into, None)
+
+        return self._run(fetch())
+
     def commit_author(self, sha: str) -> str | None:
         """The login of a commit's author; None when GitHub knows no account of that person."""
         return _login(self._run(self._get(f"/repos/{self.repository}/commits/{quote(sha)}")).get("author"))
