@@ -63,6 +63,7 @@ class GitHub(Server):
         self.artifacts: dict[int, list[dict[str, Any]]] = {}
         self.other: dict[str, dict[str, Any]] = {}  # commits, pull requests: by path behind the repository
         self.per_page = 100  # never more, as on GitHub
+        self.list_limit = 1000  # where a list of runs ends that is filtered by time
 
     def __enter__(self) -> GitHub:
         self.storage.__enter__()
@@ -181,8 +182,7 @@ class GitHub(Server):
     def _list(self, request: Request, key: str, items: list[dict[str, Any]]) -> Response:
         per_page = min(int(request.query.get("per_page", 30)), self.per_page)
         page = int(request.query.get("page", 1))
-        # A list of runs that is filtered by time ends after 1000 of them.
-        reachable = items[:1000] if "created" in request.query else items
+        reachable = items[: self.list_limit] if "created" in request.query else items
         part = reachable[(page - 1) * per_page : page * per_page]
         headers = {}
         if page * per_page < len(reachable):
