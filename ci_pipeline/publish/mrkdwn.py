@@ -32,7 +32,7 @@ def link(url: str, label: str) -> str:
 
 def url_of(url: str) -> str:
     """The address where it is one of the web (https, or http on loopback), ready for mrkdwn; else ""."""
-    if len(url) > 3000 or re.search(r"[\s<>|\x00-\x20\x7f]", url):
+    if len(url) > 500 or re.search(r"[\s<>|\x00-\x20\x7f]", url):
         return ""
     try:
         parts = urlsplit(url)
@@ -44,9 +44,9 @@ def url_of(url: str) -> str:
     return url.replace("&", "&amp;") if safe and parts.hostname else ""
 
 
-def cut(text: str, limit: int) -> str:
+def clip(text: str, limit: int) -> str:
     """At most `limit` characters; where something is left out, an ellipsis says so."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: limit - 1]) + "…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,608 @@
+"""The report of a test job as one Slack thread: the verdict first, then why, then the failures grouped by cause.
+
+However much failed, a thread has at most `MESSAGES` messages; what they cannot show is in a file in the thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ci_pipeline.model import RED, CiRun, EarlierRun, JobReport, RunDiffRow
+from ci_pipeline.publish.mrkdwn import clip, code, escape, link, url_of
+from ci_pipeline.publish.thread import SlackFile, SlackMessage, SlackThread
+
+if TYPE_CHECKING:
+    from slack_sdk.models.blocks import Block
+
+    from ci_pipeline.profile import Profile
+
+MESSAGES = 30
+"""Messages of a thread: at Slack's pace of one a second it is out within 40 seconds."""
+
+TEXT = 9_500
+"""Characters of one message. Slack's own limit is not documented; messages of 11,000 have been refused."""
+
+GROUP_TEXT = 900
+"""Characters of one group where several share a message."""
+
+SECTION = 3000
+HEADER = 150
+TABLE_ROWS = 12
+PROBLEMS = 8
+NODE_ID = 300
+TRACE = 300
+
+INFRASTRUCTURE = {
+    "out of memory": r"OutOfMemory|out of memory|MemoryError|Cannot allocate memory",
+    "too many requests": r"\b429\b|Too Many Requests|[Rr]ate.?limit",
+    "network": r"Connection(?:Error|Reset|Refused)|Connection (?:reset|refused|aborted|timed out)"
+    r"|Connect(?:ion)?Timeout|ReadTimeout|RemoteDisconnected|Max retries exceeded|name resolution"
+    r"|Name or service not known|SSLError"
+    r"|\b50[234] (?:Server Error|Bad Gateway|Service Unavailable|Gateway)",
+    "no disk space": r"No space left on device|Disk quota exceeded",
+    "hardware or driver": r"uncorrectable ECC|CUDA-capable device|driver version is insufficient|Xid|NCCL error"
+    r"|hipErrorNoDevice|CUDA error: (?:unknown error|all CUDA-capable devices are busy)",
+    "killed": r"SIGKILL|signal 9\b|worker '?\w+'? crashed",
+}
+"""What an error that mentions one of these is probably about: the machines, not the change."""
+
+_INFRASTRUCTURE = re.compile("|".join(f"({pattern})" for pattern in INFRASTRUCTURE.values()))
+_LINE = re.compile(r"^\((line \d+)\)\s+")
+_VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
+
+MARKS = {"new_failure": "🆕", "changed_error": "🔀", "still_failing": "•"}
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Where more is to be found; "" where there is nothing."""
+
+    hub: str = ""  # the folder of the result files
+    failures: str = ""  # the file of all failures
+    page: str = ""  # the run's page of the HUD
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """One failing test on one device."""
+
+    entry: str
+    device: str
+    node_id: str
+    trace: str
+    row: RunDiffRow | None  # against the previous run; None where there is none
+    only_here: bool  # passes in another vendor's run
+    infrastructure: str  # "" or a key of INFRASTRUCTURE
+
+    @property
+    def is_new(self) -> bool:
+        return self.row is not None and self.row.change == "new_failure"
+
+    @property
+    def error(self) -> str:
+        """The trace without what differs from one place to another."""
+        return _VOLATILE.sub("0", _LINE.sub("", self.trace))[:200]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Failing tests that belong together, and the message that says so."""
+
+    key: str
+    name: str
+    title: str  # mrkdwn
+    failing: Sequence[Failing]
+    example: str = ""  # the error that all of them have
+    cause: bool = False  # the machines'
+    shared: bool = False  # by several matrix entries
+
+
+def messages(report: JobReport, profile: Profile, *, links: Links = Links()) -> SlackThread:
+    """The thread of a test job's report. Every failing test is in a message, or in the attached file."""
+    return _Thread(report, profile, links).thread()
+
+
+@dataclass(frozen=True)
+class _Thread:
+    report: JobReport
+    profile: Profile
+    links: Links
+    _cut: list[str] = field(default_factory=list[str])  # what the messages could not show
+
+    def thread(self) -> SlackThread:
+        replies = self._replies()
+        main = self._main()
+        file = self._file() if self._cut else None
+        return SlackThread(main, replies, [file] if file else [])
+
+    # --- what is known
+
+    @cached_property
+    def name(self) -> str:
+        job = self.profile.test_jobs.get(self.report.test_job)
+        return job.test if job else self.report.test_job
+
+    @cached_property
+    def failing(self) -> list[Failing]:
+        """Each failing test and device once: new ones first, then as the reports name them."""
+        previous = self.report.previous.run.run_id if self.report.previous else None
+        rows: dict[tuple[str, str, str], RunDiffRow] = {}
+        unique: set[tuple[str, str, str]] = set()
+        for row in self.report.diff:
+            key = (row.matrix_entry, row.device, row.node_id)
+            if row.change == "unique_failure":
+                unique.add(key)
+            elif row.against_run_id == previous:
+                rows[key] = row
+        found: dict[tuple[str, str, str], Failing] = {}
+        for test_report in self.report.reports:
+            artifact = test_report.artifact
+            for outcome in test_report.outcomes:
+                key = (artifact.matrix_entry, artifact.device, outcome.node_id)
+                if outcome.outcome in RED and key not in found:
+                    cause = _infrastructure(outcome.trace)
+                    found[key] = Failing(*key, outcome.trace, rows.get(key), key in unique, cause)
+        return sorted(found.values(), key=lambda failing: not failing.is_new)
+
+    @cached_property
+    def changes(self) -> Counter[str]:
+        """Tests by what happened to them since the previous run."""
+        return Counter(row.change for row in self.report.diff)
+
+    @cached_property
+    def unnamed(self) -> int:
+        """Failures that pytest counted and the reports do not name."""
+        unnamed = 0
+        for test_report in self.report.reports:
+            if counts := test_report.counts:
+                named = Counter(outcome.outcome for outcome in test_report.outcomes)
+                unnamed += max(counts.failed - named["failed"], 0) + max(counts.errors - named["error"], 0)
+        return unnamed
+
+    @cached_property
+    def missing(self) -> tuple[int, int]:
+        """Reports that are missing or cut short, and reports that there should be."""
+        there = {report.artifact.name for report in self.report.reports}
+        missing = {report.artifact.name for report in self.report.reports if report.counts is None or report.problems}
+        missing |= {problem.subject for problem in self.report.problems if problem.matrix_entry or problem.device}
+        return len(missing), len(there | missing)
+
+    @cached_property
+    def devices(self) -> dict[str, str]:
+        """The label of each device that reported, in the profile's order."""
+        seen = {report.artifact.device for report in self.report.reports}
+        known = {device: entry.label or device for device, entry in self.profile.devices.items() if device in seen}
+        return known | {device: device or "All" for device in sorted(seen - known.keys())}
+
+    @cached_property
+    def _matrix(self) -> bool:
+        return any(report.artifact.matrix_entry for report in self.report.reports)
+
+    def display(self, entry: str) -> str:
+        """A matrix entry without the prefix that its job gives it."""
+        job = self.profile.test_jobs.get(self.report.test_job)
+        prefixes = job.prefixes if job else ()
+        short = next((entry.removeprefix(prefix) for prefix in prefixes if entry.startswith(prefix)), entry)
+        return clip(short, 80) or self.name
+
+    # --- the verdict
+
+    @cached_property
+    def verdict(self) -> str:
+        """One line that a tired person understands, in plain text."""
+        symbol, words = self._failures_in_words()
+        return " · ".join(filter(None, (f"{symbol} {self.name}: {words}", self._missing_in_words())))
+
+    def _failures_in_words(self) -> tuple[str, str]:
+        total = len(self.failing) + self.unnamed
+        if not total and self.report.problems:
+            return "⚪", "no failures in what was seen"
+        if not total:
+            passed = sum(report.counts.passed for report in self.report.reports if report.counts)
+            return ("✅", f"all {_n(passed, 'test')} passed") if passed else ("⚪", "no test ran")
+        new = self.changes["new_failure"]
+        if self.report.previous is None:
+            return "❌", _n(total, "failure")
+        if not new:
+            return "🟡", f"no new failures, {total:,} known"
+        return "❌", _n(new, "new failure") + (f", {total - new:,} known" if total > new else "")
+
+    def _missing_in_words(self) -> str:
+        if not self.report.problems:
+            return ""
+        missing, expected = self.missing
+        return f"⚠️ incomplete: {missing:,} of {_n(expected, 'report')} missing" if missing else "⚠️ incomplete"
+
+    # --- the main message
+
+    def _main(self) -> SlackMessage:
+        from slack_sdk.models.blocks import ActionsBlock, ContextBlock, HeaderBlock, MarkdownTextObject, SectionBlock
+
+        texts = [self._not_seen(), self._reading(), *self._tables()]
+        sections = [SectionBlock(text=MarkdownTextObject(text=text)) for text in texts if text]
+        blocks: list[Block] = [
+            HeaderBlock(text=clip(self.verdict, HEADER)),
+            ContextBlock(elements=[MarkdownTextObject(text=text) for text in self._run_in_words()]),
+            *sections,
+        ]
+        if buttons := self._buttons():
+            blocks.append(ActionsBlock(elements=buttons))
+        return SlackMessage("main", escape(self.verdict), [block.to_dict() for block in blocks])
+
+    def _run_in_words(self) -> Iterator[str]:
+        run = self.report.run
+        workflow = next((w for w in self.profile.workflows if w.id and w.id == run.workflow_id), None)
+        name = (workflow.ci_event or workflow.name if workflow else "") or run.workflow_name or "CI run"
+        yield clip(f"*{link(run.html_url, _name_of(run, name))}*", SECTION)
+        sha = link(f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}", run.head_sha[:7])
+        title = clip(escape(" ".join(run.title.split())), 200)
+        where = [sha if run.head_sha else "", escape(run.head_branch), title, _day(run.created_at)]
+        if any(where):
+            yield clip(" · ".join(filter(None, where)), SECTION)
+        totals = Counter[str]()
+        seconds = 0.0
+        for counts in filter(None, (report.counts for report in self.report.reports)):
+            totals.update({word: getattr(counts, word) for word in ("passed", "failed", "errors", "skipped")})
+            seconds += counts.seconds
+        counted = ", ".join(f"{count:,} {word}" for word, count in totals.items() if count)
+        yield f"{counted or 'no test'} in {_duration(seconds)} of tests"
+
+    def _not_seen(self) -> str:
+        """What is missing, each reason once."""
+        by_reason: dict[str, list[str]] = {}
+        for problem in self.report.problems:
+            name = self.display(problem.matrix_entry) if problem.matrix_entry else problem.subject
+            device = self.devices.get(problem.device, problem.device)
+            by_reason.setdefault(problem.reason, []).append(f"{name} ({device})" if device else name)
+        lines = [
+            f"⚠️ {escape(clip(reason, 200))}: {_some([escape(clip(name, 100)) for name in names], PROBLEMS)}"
+            for reason, names in by_reason.items()
+        ]
+        if len(lines) > PROBLEMS or any(len(names) > PROBLEMS for names in by_reason.values()):
+            self._cut.append("problems")
+        if len(lines) > PROBLEMS:
+            lines[PROBLEMS:] = [f"… and {len(lines) - PROBLEMS} other reasons"]
+        return _fit(["*Not seen,* and not in any number here:", *lines]) if lines else ""
+
+    def _reading(self) -> str:
+        """Since when, where, whose, and whom to ask: one bullet each."""
+        return _fit([f"• {line}" for line in self._facts() if line])
+
+    def _facts(self) -> Iterator[str]:
+        failing, previous = self.failing, self.report.previous
+        if self.unnamed:
+            yield f"*{_n(self.unnamed, 'failure')}* counted by pytest, but not named in its reports"
+        new = [f for f in failing if f.is_new]
+        if new:
+            entries = [
+                f"{escape(self.display(entry))} {n:,}" for entry, n in Counter(f.entry for f in new).most_common()
+            ]
+            yield f"*New:* {len(new):,}" + (f" in {_some(entries, 6)}" if self._matrix else "")
+        known = [f.row for f in failing if f.row and not f.is_new]
+        if known:
+            oldest = min(known, key=lambda row: (row.since is None, row.since, row.since_run_id))
+            since = " ".join(filter(None, (_day(oldest.since), f"(run {self._run_link(oldest.since_run_id)})")))
+            different = self.changes["changed_error"]
+            yield f"*Known:* {len(known):,}, the oldest since {since}" + (
+                f"; {different:,} of them fail in another way now" if different else ""
+            )
+        gone = [
+            f"{self.changes[change]:,} {words}"
+            for change, words in (
+                ("fixed", "fixed"),
+                ("newly_skipped", "newly skipped"),
+                ("vanished", "not run any more"),
+            )
+            if self.changes[change]
+        ]
+        if gone:
+            yield f"*Since then:* {', '.join(gone)}"
+        yield self._devices_in_words()
+        for other in self.report.others:
+            unique = sum(
+                row.against_run_id == other.run.run_id for row in self.report.diff if row.change == "unique_failure"
+            )
+            there = self._earlier(other)
+            yield (
+                f"*Only here:* {unique:,} of {_n(len(failing), 'failure')}, not in the {there}"
+                if unique
+                else (f"*Not only here:* all fail in the {there} too" if failing else "")
+            )
+        causes = Counter(f.infrastructure for f in failing if f.infrastructure)
+        if causes:
+            named = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common())
+            yield f"*Infrastructure, probably:* {causes.total():,} of {_n(len(failing), 'failure')} ({named})"
+        if asked := self._oncall(f.entry for f in failing):
+            yield f"*Ask:* {asked}"
+        if previous:
+            yield f"*Compared with:* {self._earlier(previous)}"
+        elif failing:
+            yield "*Compared with:* nothing, so new and known failures cannot be told apart"
+        if self.report.warnings:
+            yield f"*Warnings:* {len(self.report.warnings):,}"
+
+    def _devices_in_words(self) -> str:
+        """Whether a device is to blame: of the tests that ran on several, how many fail on all, how many on one."""
+        ran: dict[str, set[str]] = {}
+        for report in self.report.reports:
+            if report.counts:
+                ran.setdefault(report.artifact.matrix_entry, set()).add(report.artifact.device)
+        on: dict[tuple[str, str], set[str]] = {}
+        for f in self.failing:
+            if len(ran.get(f.entry, ())) > 1:
+                on.setdefault((f.entry, f.node_id), set()).add(f.device)
+        if not on:
+            return ""
+        everywhere = sum(devices >= ran[entry] for (entry, _), devices in on.items())
+        alone = Counter(next(iter(devices)) for devices in on.values() if len(devices) == 1)
+        words = [f"{everywhere:,} on every device"] if everywhere else []
+        words += [f"{alone[device]:,} only on {label}" for device, label in self.devices.items() if alone[device]]
+        return f"*Tests:* {', '.join(words)}"
+
+    def _tables(self) -> Iterator[str]:
+        category_of = self.profile.category_of
+        counts: dict[str, Counter[str]] = {}
+        for f in self.failing:
+            counts.setdefault(category_of(f.node_id), Counter())[f.device] += 1
+        if len(counts) > 1:
+            order = [*self.profile.categories, *counts]
+            yield self._table("Category", [(c, counts[c]) for c in dict.fromkeys(order) if c in counts], len(counts))
+        entries: dict[str, Counter[str]] = {}
+        for f in self.failing:
+            entries.setdefault(f.entry, Counter()).update([f.device, "new"] if f.is_new else [f.device])
+        if len(entries) > 1:
+            rows = sorted(entries.items(), key=lambda item: (-item[1]["new"], -item[1].total(), item[0]))
+            yield self._table("Most failures", [(self.display(e), c) for e, c in rows], TABLE_ROWS)
+
+    def _table(self, title: str, rows: Sequence[tuple[str, Counter[str]]], limit: int) -> str:
+        columns = {"new": "New"} if any(counts["new"] for _, counts in rows) else {}
+        columns |= self.devices
+        lines = ["  ".join([*(f"{label:>6}" for label in columns.values()), title])]
+        for name, counts in rows[:limit]:
+            cells = [f"{counts[column] or '·':>{max(6, len(label))}}" for column, label in columns.items()]
+            lines.append("  ".join([*cells, clip(escape(name), 80)]))
+        if len(rows) > limit:
+            lines.append(f"… and {len(rows) - limit:,} more")
+        return "```\n" + clip("\n".join(lines), SECTION - 8) + "\n```"
+
+    def _buttons(self) -> list[Any]:
+        from slack_sdk.models.blocks import ButtonElement
+
+        targets = {
+            "CI run": self.report.run.html_url,
+            "All failures": self.links.failures,
+            "Result files": self.links.hub,
+            "History": self.links.page,
+        }
+        return [
+            ButtonElement(text=label, url=url, action_id=f"open_{number}")
+            for number, (label, url) in enumerate(targets.items())
+            if url_of(url)
+        ]
+
+    # --- the replies
+
+    def _groups(self) -> list[Group]:
+        """By what the machines did, then by an error that several entries share, then by entry."""
+        groups: list[Group] = []
+        left = self.failing
+
+        def take(found: dict[Any, list[Failing]], entries: int) -> Iterator[tuple[str, list[Failing]]]:
+            nonlocal left
+            taken = {k: v for k, v in found.items() if k and len({f.entry for f in v}) >= entries}
+            gone = {id(f) for failing in taken.values() for f in failing}
+            left = [f for f in left if id(f) not in gone]
+            yield from taken.items()
+
+        for cause, failing in take(_by(left, lambda f: f.infrastructure), 2):
+            groups.append(Group(f"cause/{cause}", cause, f"🏗 *{cause.capitalize()}*", failing, cause=True, shared=True))
+        for error, failing in take(_by(left, lambda f: f.error), 3):
+            example = _LINE.sub("", failing[0].trace)
+            key = f"error/{hashlib.sha1(error.encode()).hexdigest()[:12]}"
+            groups.append(Group(key, clip(example, 60), code(clip(example, TRACE)), failing, example, shared=True))
+        for entry, failing in _by(left, lambda f: f.entry).items():
+            name = self.display(entry)
+            groups.append(Group(f"entry/{entry}", name, f"*{escape(name)}*", failing))
+        return sorted(groups, key=lambda g: (-sum(f.is_new for f in g.failing), -len(g.failing), g.key))
+
+    def _replies(self) -> list[SlackMessage]:
+        groups = self._groups()
+        room = MESSAGES - 2  # the main message, the file
+        if len(groups) <= room:
+            return [self._reply(group.key, [group], TEXT) for group in groups]
+        pages: list[list[Group]] = [[]]
+        used = 0
+        for group in groups:
+            size = sum(map(len, self._lines(group, GROUP_TEXT)))
+            if used + size > TEXT:
+                pages.append([])
+                used = 0
+            pages[-1].append(group)
+            used += size
+        if len(pages) > room:
+            self._cut.append("groups")
+        return [self._reply(f"page/{number}", page, GROUP_TEXT) for number, page in enumerate(pages[:room], 1)]
+
+    def _reply(self, key: str, groups: Sequence[Group], limit: int) -> SlackMessage:
+        """One message; each group may take `limit` characters."""
+        from slack_sdk.models.blocks import MarkdownTextObject, SectionBlock
+
+        sections: list[str] = []
+        for group in groups:
+            for line in self._lines(group, limit):
+                if sections and len(sections[-1]) + 1 + len(line) <= SECTION:
+                    sections[-1] += f"\n{line}"
+                else:
+                    sections.append(line)
+        blocks = [SectionBlock(text=MarkdownTextObject(text=text)).to_dict() for text in sections]
+        count = _n(sum(len(group.failing) for group in groups), "failure")
+        return SlackMessage(clip(key, 200), f"{count}: {_some([escape(group.name) for group in groups], 3)}", blocks)
+
+    def _lines(self, group: Group, limit: int) -> list[str]:
+        """A group in lines of mrkdwn, in all at most `limit` characters: what it is, then its tests."""
+        new = sum(f.is_new for f in group.failing)
+        count = _n(len(group.failing), "failure") + (f", {new:,} new" if new and new < len(group.failing) else "")
+        entries = _by(group.failing, lambda f: f.entry)
+        if group.shared:
+            where = f"in {_n(len(entries), 'entry')}"
+            lines = [f"{group.title} — {count} {where}{' · infrastructure, probably' if group.cause else ''}"]
+        else:
+            [entry] = entries
+            asked = self._oncall([entry])
+            lines = [
+                " · ".join(filter(None, [f"{group.title} — {count}", self._job_links(entry), asked and f"ask {asked}"]))
+            ]
+        used, shown = len(lines[0]), 0
+        for entry, failing in entries.items():
+            heading = [" · ".join(filter(None, [f"*{escape(self.display(entry))}*", self._job_links(entry)]))]
+            for tests in _by(failing, lambda f: (f.node_id, f.trace)).values():
+                added = [*(heading if group.shared else ()), self._test(tests, group)]
+                heading = []
+                size = sum(map(len, added)) + len(added)
+                if used + size > limit - 60:
+                    self._cut.append(group.key)
+                    return [*lines, f"… and {_n(len(group.failing) - shown, 'failure')} more, in the attached file"]
+                lines += added
+                used, shown = used + size, shown + len(tests)
+        return lines
+
+    def _test(self, tests: Sequence[Failing], group: Group) -> str:
+        """One test that fails in the same way on some devices."""
+        test = tests[0]
+        mark = MARKS.get(test.row.change, "•") if test.row else "•"
+        since: dict[str, list[str]] = {}
+        for t in tests:
+            label = self.devices.get(t.device, t.device) if t.device else ""
+            day = f"since {_day(t.row.since)}" if t.row and t.row.since and not t.is_new else ""
+            since.setdefault(day, []).append(label)
+        where = [" ".join(filter(None, [", ".join(filter(None, labels)), day])) for day, labels in since.items()]
+        facts = [f"{mark} {code(clip(test.node_id, NODE_ID))}", escape("; ".join(filter(None, where)))]
+        if any(t.only_here for t in tests):
+            facts.append("only here")
+        line, error = _LINE.match(test.trace), _LINE.sub("", test.trace)
+        if group.example:
+            # The error is the group's, but for its numbers.
+            facts.append(line[1] if line else "")
+            trace = ""
+        else:
+            trace = f"\n      {code(clip(test.trace or 'no trace in its report', TRACE))}"
+        if len(test.node_id) > NODE_ID or len(test.trace) > TRACE or (group.example and error != group.example):
+            self._cut.append(test.node_id)
+        return clip(" · ".join(filter(None, facts)) + trace, SECTION)
+
+    # --- the file
+
+    def _file(self) -> SlackFile:
+        """Everything that failed and everything that was not seen, whole."""
+        report = self.report
+        lines = [self.verdict, report.run.html_url, ""]
+        lines += [f"not seen: {p.subject} {self.devices.get(p.device, p.device)}: {p.reason}" for p in report.problems]
+        for entry, failing in _by(sorted(self.failing, key=lambda f: f.entry), lambda f: f.entry).items():
+            lines += ["", f"== {self.display(entry)}: {_n(len(failing), 'failure')}"]
+            for tests in _by(failing, lambda f: (f.node_id, f.trace, f.is_new)).values():
+                test = tests[0]
+                devices = ", ".join(self.devices.get(t.device, t.device) for t in tests)
+                change = test.row.change.replace("_", " ") if test.row else "failure"
+                since = f" since {_day(test.row.since)}" if test.row and not test.is_new and test.row.since else ""
+                lines += [f"{test.node_id}", f"    {devices}: {change}{since}: {test.trace}"]
+        name = re.sub(r"[^\w.-]+", "-", f"failures-{report.test_job}-{report.run.run_id}.txt")
+        return SlackFile(name, f"{self.name}: everything that failed", "\n".join(lines) + "\n")
+
+    # --- words
+
+    def _job_links(self, entry: str) -> str:
+        result = self.report.results.get(entry or self.report.test_job, {})
+        links = {self.devices.get(device, device): url for device, url in result.get("job_link", {}).items()}
+        links |= {f"{self.devices.get(d, d)} output": url for d, url in result.get("captured_info", {}).items()}
+        return _some([link(url, clip(label, 40)) for label, url in links.items() if url_of(url)], 4)
+
+    def _oncall(self, entries: Iterable[str]) -> str:
+        """Whom to ask about these matrix entries, and about which."""
+        people: dict[str, list[str]] = {}
+        for entry in dict.fromkeys(entries):
+            oncall = self.profile.oncall
+            person = oncall.get(entry) or oncall.get(self.display(entry))
+            if person:
+                people.setdefault(person, []).append(escape(self.display(entry)))
+            elif person := oncall.get(self.report.test_job):
+                people.setdefault(person, [])
+        return ", ".join(
+            _mention(who) + (f" ({_some(what, 3)})" if len(what) > 1 else "") for who, what in people.items()
+        )
+
+    def _earlier(self, earlier: EarlierRun) -> str:
+        run = earlier.run
+        number = f" #{run.run_number}" if run.run_number else f" {run.run_id}"
+        day = f" of {_day(run.created_at)}" if run.created_at else ""
+        return link(run.html_url or self._run_url(run.run_id), f"{earlier.label}{number}") + day
+
+    def _run_link(self, run_id: int) -> str:
+        return link(self._run_url(run_id), str(run_id))
+
+    def _run_url(self, run_id: int) -> str:
+        return f"{self.profile.web_url}/{self.report.run.repository}/actions/runs/{run_id}"
+
+
+def _infrastructure(trace: str) -> str:
+    found = _INFRASTRUCTURE.search(trace)
+    return list(INFRASTRUCTURE)[found.lastindex - 1] if found and found.lastindex else ""
+
+
+def _mention(person: str) -> str:
+    """Slack ids become mentions; anything else is a name."""
+    if re.fullmatch(r"[UW][A-Z0-9]{6,}", person):
+        return f"<@{person}>"
+    return f"<!subteam^{person}>" if re.fullmatch(r"S[A-Z0-9]{6,}", person) else escape(person)
+
+
+def _by(items: Iterable[Failing], key: Callable[[Failing], Any]) -> dict[Any, list[Failing]]:
+    """Items by what they have in common, in the order in which that first appears."""
+    found: dict[Any, list[Failing]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def _fit(lines: Sequence[str]) -> str:
+    """As many whole lines as a section holds."""
+    shown, room = list[str](), SECTION
+    for line in lines:
+        room -= len(line) + 1
+        if room < 2:
+            return "\n".join([*shown, "…"])
+        shown.append(line)
+    return "\n".join(shown)
+
+
+def _some(names: Sequence[str], limit: int) -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _n(count: int, word: str) -> str:
+    return f"{count:,} {word if count == 1 else word[:-1] + 'ies' if word.endswith('y') else word + 's'}"
+
+
+def _name_of(run: CiRun, name: str) -> str:
+    return (
+        name
+        + (f" #{run.run_number}" if run.run_number else "")
+        + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
+    )
+
+
+def _day(time: datetime | None) -> str:
+    return f"{time.day} {time:%b %Y}" if time else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {rest}s" if minutes else f"{rest}s"

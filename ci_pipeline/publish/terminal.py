@@ -1,0 +1,113 @@
+"""Draws a Slack thread in the terminal: the main message as a person would see it, each reply folded to a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ci_pipeline.publish.mrkdwn import spans, unescape
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from ci_pipeline.publish.thread import SlackThread
+
+STYLES = {"bold": "bold", "italic": "italic", "strike": "strike", "code": "cyan"}
+LINK = "blue underline"
+REPLIES = 10
+WIDTH = 110
+
+
+def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> None:
+    """The main message in a panel, then the first `replies` replies and the files, one line each."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    title, *blocks = thread.main.blocks or [{"type": "section", "text": {"type": "mrkdwn", "text": thread.main.text}}]
+    if title["type"] != "header":
+        title, blocks = {"text": {"text": ""}}, list(thread.main.blocks)
+    heading = Text(title["text"]["text"], "bold")
+    body = [part for block in blocks for part in _draw_block(block)]
+    colour = _colour(heading.plain)
+    console.print(Panel(Group(heading, *body), border_style=colour, padding=(0, 1), width=min(console.width, WIDTH)))
+    lines = [_line("▸", unescape(reply.text)) for reply in thread.replies[:replies]]
+    if len(thread.replies) > replies:
+        lines.append(_line("▸", f"and {len(thread.replies) - replies} more replies"))
+    lines += [_line("≡", f"{file.name} ({file.content.count(chr(10)):,} lines)") for file in thread.files]
+    for line in lines:
+        console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
+    from rich.rule import Rule
+    from rich.text import Text
+
+    match block["type"]:
+        case "section":
+            yield Text()
+            yield from _draw_text(block.get("text") or {})
+            if accessory := block.get("accessory"):
+                yield from _draw_buttons([accessory])
+        case "context":
+            for element in block["elements"]:
+                for part in _draw_text(element):
+                    part.stylize_before("dim")
+                    yield part
+        case "actions":
+            yield Text()
+            yield from _draw_buttons(block["elements"])
+        case "header":
+            yield Text()
+            yield Text(block["text"]["text"], "bold")
+        case "divider":
+            yield Rule(style="dim")
+        case _:
+            pass
+
+
+def _draw_text(element: Mapping[str, Any]) -> Iterator[Text]:
+    """A text object in parts: a code block keeps its columns, everything else wraps."""
+    from rich.text import Text
+
+    if element.get("type") != "mrkdwn":
+        yield Text(element.get("text", ""))
+        return
+    text = Text()
+    for span in spans(element["text"]):
+        if span.style == "block":
+            if text.plain.strip():
+                text.rstrip()
+                yield text
+            yield Text(span.text.strip("\n"), "cyan", no_wrap=True, overflow="ellipsis")
+            text = Text()
+        elif span.style == "link":
+            text.append(span.text, f"{LINK} link {span.url}" if span.url else LINK)
+        else:
+            text.append(span.text, STYLES.get(span.style, ""))
+    text.rstrip()
+    if text.plain.strip():
+        yield text
+
+
+def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    from rich.text import Text
+
+    # Spaces that do not break keep a button on one line.
+    named = [(str(button["text"]["text"]).replace(" ", "\xa0"), button.get("url")) for button in buttons]
+    labels = [Text(f"[\xa0{label}\xa0]", f"link {url}") for label, url in named if url]
+    if labels:
+        yield Text("  ").join(labels)
+
+
+def _line(mark: str, text: str) -> Text:
+    from rich.text import Text
+
+    return Text(f"  {mark} ", "dim").append(" ".join(text.split()), "not dim")
+
+
+def _colour(verdict: str) -> str:
+    if "⚠️" in verdict or "❌" in verdict:
+        return "red" if "❌" in verdict else "yellow"
+    return "green" if "✅" in verdict else "white"
