@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ci_pipeline.model import ArtifactName, Outcome, Problem, TestOutcome, TestReport
+from ci_pipeline.model import ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
 from ci_pipeline.reports.closing_line import parse_closing_line
-from ci_pipeline.reports.summary import Entry, failed_lines, lines_of, without_ghosts
+from ci_pipeline.reports.summary import Crash, Entry, failed_lines, lines_of, without_ghosts
 from ci_pipeline.reports.traces import crash_lines, headlines, traces
 
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
-_NEXT_SECTION = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN|FAILED|ERROR) ")
+_NOT_RED = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN) ")
 _DURATION = re.compile(rb"(?m)^(\d+\.\d+)s (?:setup|call|teardown) +(\S.*)$")
 _PASSED = re.compile(rb"\nPASSED ([^\n]+)")
 _SKIPPED = re.compile(rb"\nSKIPPED (?:\[\d+\] )?([^\n]*?:\d+|[^\n:]+|[^\n]+?)(?:: | - |(?=\n|$))([^\n]*)")
@@ -29,36 +31,39 @@ class _Folder:
 
     def read(self, name: str, *, needed: bool = False) -> bytes:
         """The text of `<name>.txt` without colours and carriage returns; empty where there is none."""
-        file = f"{name}.txt"
-        if file not in self.names:
-            if needed:
-                self.problems.append(f"{file} is missing")
+        if f"{name}.txt" not in self.names and not needed:
             return b""
         try:
-            with open(f"{self.path}/{file}", "rb", buffering=0) as stream:
+            with open(f"{self.path}/{name}.txt", "rb", buffering=0) as stream:
                 text = stream.read() or b""
-        except OSError as error:
-            self.problems.append(f"{file} cannot be read: {error.strerror}")
+        except FileNotFoundError:
+            self.problems.append(f"{name}.txt is missing")
             return b""
-        if not text and needed:
-            self.problems.append(f"{file} is empty")
+        except OSError as error:
+            self.problems.append(f"{name}.txt cannot be read: {error.strerror}")
+            return b""
+        if needed and not text:
+            self.problems.append(f"{name}.txt is empty")
         if b"\x1b" in text:
             text = _ANSI.sub(b"", text)
         return text.replace(b"\r\n", b"\n") if b"\r\n" in text else text
+
+    def check(self, name: str) -> None:
+        """Note it if `<name>.txt` is missing, empty or no file, without reading it."""
+        try:
+            status = os.stat(f"{self.path}/{name}.txt")
+        except OSError:
+            self.problems.append(f"{name}.txt is missing")
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                self.problems.append(f"{name}.txt is no file")
+            elif not status.st_size:
+                self.problems.append(f"{name}.txt is empty")
 
     def compare(self, counted: int | None, entries: Sequence[Entry], word: str) -> None:
         """Note where pytest's closing line and its summary do not agree."""
         if counted is not None and counted != len(entries):
             self.problems.append(f"pytest counted {counted} {word}, summary_short.txt lists {len(entries)}")
-
-    def size(self, name: str) -> int:
-        """The size of `<name>.txt`; zero where it is missing or unreadable, which is noted."""
-        try:
-            status = os.stat(f"{self.path}/{name}.txt")
-        except OSError:
-            self.problems.append(f"{name}.txt is missing")
-            return 0
-        return status.st_size
 
 
 def read_pytest_folder(
@@ -75,15 +80,17 @@ def read_pytest_folder(
         folder.problems.append("stats.txt has no closing line of pytest")
 
     outcomes: list[TestOutcome] = []
-    if every_outcome or counts is None or counts.failed or counts.errors:
+    if counts and replace(counts, deselected=0, warnings=0, seconds=0.0) == Counts():
+        pass  # nothing ran: there may be nothing to summarise
+    elif every_outcome or counts is None or counts.failed or counts.errors:
         # The summary may begin with an entry: every entry follows a newline.
         summary = b"\n" + folder.read("summary_short", needed=True)
         seconds = _seconds(folder.read("durations")) if every_outcome else {}
         if every_outcome:
-            outcomes += _others(summary, seconds)
+            outcomes += _others(summary, counts, seconds)
         outcomes += _red(folder, summary, counts and counts.failed, counts and counts.errors, seconds)
-    elif folder.size("summary_short") == 0 and counts.passed + counts.skipped + counts.xfailed + counts.xpassed:
-        folder.problems.append("summary_short.txt is empty")
+    else:
+        folder.check("summary_short")
     captured = folder.read("captured_info").decode(errors="replace")
     problems = (_problem(artifact, folder.problems),) if folder.problems else ()
     return TestReport(artifact, counts, tuple(outcomes), captured, problems)
@@ -95,58 +102,70 @@ def _problem(artifact: ArtifactName, reasons: Sequence[str]) -> Problem:
 
 def _red(
     folder: _Folder, summary: bytes, failed: int | None, errors: int | None, seconds: Mapping[str, float]
-) -> list[TestOutcome]:
-    """The failing tests, then the errors, each with its message and its trace; counted by pytest as `failed`, `errors`.
+) -> Iterator[TestOutcome]:
+    """The failing tests, then the errors, each with its message and its trace; pytest counted `failed` and `errors`.
 
     A test that failed and whose teardown broke as well is both.
     """
-    outcomes: list[TestOutcome] = []
+    failures: Sequence[Entry] = ()
+    broken: Sequence[Entry] = ()
+    crashes: list[Crash] = []
+    error_text = b""
+
+    def tracebacks() -> list[bytes]:
+        return [folder.read("failures_short"), folder.read("failures_long")]
+
+    def failure_headlines() -> list[bytes]:
+        return next((names for text in tracebacks() if (names := headlines(text))), [])
+
     if failed != 0:
         crashes = crash_lines(folder.read("failures_line"))
-
-        def tracebacks() -> list[bytes]:
-            return [folder.read("failures_short"), folder.read("failures_long")]
-
-        def failure_headlines() -> list[bytes]:
-            return next((names for text in tracebacks() if (names := headlines(text))), [])
-
-        entries = without_ghosts(failed_lines(summary), failed, crashes, failure_headlines)
-        folder.compare(failed, entries, "failed")
-        outcomes += _outcomes(summary, entries, "failed", traces(entries, crashes, tracebacks), seconds)
+        failures = without_ghosts(failed_lines(summary), failed, crashes, failure_headlines)
+        folder.compare(failed, failures, "failed")
+        failures = failures or _named(failure_headlines(), failed, len(summary))
     if errors != 0:
-        text = folder.read("errors")
-        entries = without_ghosts(lines_of(summary, b"ERROR"), errors, headlines=lambda: headlines(text))
-        folder.compare(errors, entries, "errors")
-        outcomes += _outcomes(summary, entries, "error", traces(entries, (), lambda: [text]), seconds)
-    return outcomes
+        error_text = folder.read("errors")
+        broken = without_ghosts(lines_of(summary, b"ERROR"), errors, headlines=lambda: headlines(error_text))
+        folder.compare(errors, broken, "errors")
+        broken = broken or _named(headlines(error_text), errors, len(summary))
+
+    starts = sorted(entry.start for entry in (*failures, *broken))
+    ends = dict(zip(starts, [*starts[1:], len(summary)], strict=False))
+    red: tuple[tuple[Outcome, Sequence[Entry], list[str]], ...] = (
+        ("failed", failures, traces(failures, crashes, tracebacks)),
+        ("error", broken, traces(broken, (), lambda: [error_text])),
+    )
+    for outcome, entries, lines in red:
+        seen: set[bytes] = set()
+        for entry, trace in zip(entries, lines, strict=True):
+            if entry.node_id not in seen:
+                seen.add(entry.node_id)
+                end = ends[entry.start]
+                if other := _NOT_RED.search(summary, entry.message_start, end):
+                    end = other.start()
+                node_id = entry.node_id.decode(errors="replace")
+                message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
+                yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
 
 
-def _outcomes(
-    summary: bytes, entries: Sequence[Entry], outcome: Outcome, lines: Sequence[str], seconds: Mapping[str, float]
-) -> Iterator[TestOutcome]:
-    """Each test once, with the whole of its message: up to the next entry."""
-    seen: set[bytes] = set()
-    for nth, (entry, trace) in enumerate(zip(entries, lines, strict=True), 1):
-        if nth < len(entries):
-            end = entries[nth].start
-        else:
-            section = _NEXT_SECTION.search(summary, entry.message_start)
-            end = section.start() if section else len(summary)
-        if entry.node_id not in seen:
-            seen.add(entry.node_id)
-            message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
-            node_id = entry.node_id.decode(errors="replace")
-            yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
+def _named(names: Sequence[bytes], counted: int | None, end: int) -> list[Entry]:
+    """The tests that only the headlines of their tracebacks name, where the summary is lost."""
+    names = [name for name in names if not name.startswith(b"_ ")]
+    return [Entry(end, name, b"", end) for name in names] if counted in (None, len(names)) else []
 
 
-def _others(summary: bytes, seconds: Mapping[str, float]) -> Iterator[TestOutcome]:
+def _others(summary: bytes, counts: Counts | None, seconds: Mapping[str, float]) -> Iterator[TestOutcome]:
     """The tests that did not fail. pytest folds skips by their place: those are named `<path>:<line>`."""
-    for line in _PASSED.findall(summary):
+    for line in _PASSED.findall(summary)[: counts and counts.passed]:
         node_id = line.decode(errors="replace")
         yield TestOutcome(node_id, "passed", seconds=seconds.get(node_id))
-    others: tuple[tuple[bytes, Outcome], ...] = ((b"XFAIL", "xfailed"), (b"XPASS", "xpassed"), (b"RERUN", "rerun"))
-    for word, outcome in others:
-        for entry in lines_of(summary, word):
+    others: tuple[tuple[bytes, Outcome, int | None], ...] = (
+        (b"XFAIL", "xfailed", counts and counts.xfailed),
+        (b"XPASS", "xpassed", counts and counts.xpassed),
+        (b"RERUN", "rerun", counts and counts.rerun),
+    )
+    for word, outcome, counted in others:
+        for entry in lines_of(summary, word)[:counted]:
             node_id = entry.node_id.decode(errors="replace")
             yield TestOutcome(node_id, outcome, entry.message.decode(errors="replace"), seconds=seconds.get(node_id))
     for place, reason in _SKIPPED.findall(summary):
