@@ -24,7 +24,7 @@ from ci_pipeline.analysis.job_results import job_report
 from ci_pipeline.analysis.previous import previous_run, reference_run
 from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestReport
 from ci_pipeline.publish import hub_files, slack_classic
-from ci_pipeline.publish.mrkdwn import escape, link
+from ci_pipeline.publish.mrkdwn import escape
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
 from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
@@ -201,11 +201,11 @@ def _int(text: str) -> int:
 def ci_jobs(run: CiRun, source: GitHubSource) -> tuple[Sequence[CiJob], list[Problem]]:
     """The run's jobs, which say what artifacts there should be, and what could not be read of them."""
     if not run.run_id:
-        return (), [Problem("job links", "not known, GITHUB_RUN_ID is not set")]
+        return (), [Problem("job links are not known", "GITHUB_RUN_ID is not set")]
     try:
         return source.jobs(run), []
     except SourceError as error:
-        return error.read, [Problem("job links", f"could not be read, {error}")]
+        return error.read, [Problem("job links could not be read", str(error))]
 
 
 def ci_title(step: Step, source: GitHubSource) -> str:
@@ -214,7 +214,7 @@ def ci_title(step: Step, source: GitHubSource) -> str:
     sha = step.env.ci_sha
     url = f"{step.web_url}/commit/{sha}" if sha else ""
     if not title:
-        return link(url, f"commit: {sha}") if sha else ""
+        return slack_classic.link(url, f"commit: {sha}") if sha else ""
     people: list[str] = []
     try:
         if numbers := re.findall(r"\(#(\d+)\)", title):
@@ -225,7 +225,7 @@ def ci_title(step: Step, source: GitHubSource) -> str:
         people = [f"{did}: GH_{who}" for did, who in (("Author", author), ("Merged by", merged_by)) if who]
     except SourceError as error:
         log.warning("%s; the title names no author", error)
-    return "\n".join(filter(None, [link(url, title), escape(" | ".join(people))]))
+    return "\n".join(filter(None, [slack_classic.link(url, title), escape(" | ".join(people))]))
 
 
 def _warnings_url(step: Step, jobs: Sequence[CiJob]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ci_pipeline.model import Problem
 from ci_pipeline.profile import Profile, TestJob, Workflow, load_profile
@@ -27,7 +26,7 @@ class Step:
     env: StepSettings
     profile: Profile
     test_job: str
-    matrix: Sequence[Any] = ()
+    matrix: Sequence[str] = ()
     problems: Sequence[Problem] = ()
     root: Path = field(default_factory=Path.cwd)
 
@@ -93,19 +92,22 @@ def workflow_step(matrix: str = "", root: Path | None = None) -> Step:
     env = StepSettings.model_validate({})
     profile = load_profile(settings.profile)
     problems: list[Problem] = []
-    try:
-        folders = parse_matrix(matrix)
-    except ValueError as error:
-        folders = []
-        problems.append(Problem("folders without any artifact", f"not known, the matrix is {error}"))
     test_job = env.ci_test_job or _job_of_most_artifacts(root, profile)
     if not test_job:
-        problems.append(Problem("all reports", "not found, CI_TEST_JOB is not set"))
+        problems.append(Problem("no report was found", "CI_TEST_JOB is not set"))
+    try:
+        folders, why = parse_matrix(matrix), "the matrix is empty"
+    except ValueError as error:
+        folders, why = [], str(error)
     if test_job not in profile.test_jobs:
         # A job that the profile does not know is reported under its own name.
         name = test_job or "tests"
         unknown = TestJob(test=name, result_name=name, matrix=bool(folders))
         profile = profile.model_copy(update={"test_jobs": {**profile.test_jobs, test_job: unknown}})
+    if not profile.test_jobs[test_job].matrix:
+        folders = []
+    elif not folders:
+        problems.append(Problem("folders without an artifact are not known", why))
     return Step(settings, env, profile, test_job, folders, problems, root)
 
 
@@ -120,25 +122,29 @@ def require_slack(step: Step) -> None:
         raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile has no channel for {step.test_job!r}")
 
 
-def parse_matrix(argument: str) -> list[Any]:
-    """Folders, nested or not, from JSON or from a list as Python prints it.
+def parse_matrix(argument: str) -> list[str]:
+    """The folders in a list, nested or not, from JSON or as Python prints it.
 
     Raises:
-        ValueError: it is neither; the text says what it is.
+        ValueError: it is neither; one line.
     """
     if not argument.strip():
         return []
     for parse in (json.loads, ast.literal_eval):
         try:
-            return _folders([parse(argument.strip())])
+            return list(_folders(parse(argument.strip())))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
-    raise ValueError("neither JSON nor a list")
+    raise ValueError("the matrix is neither JSON nor a list")
 
 
-def _folders(values: Sequence[Any]) -> list[Any]:
-    """Strings and lists of strings; whatever else JSON may hold is no folder."""
-    return [_folders(v) if isinstance(v, (list, tuple)) else v for v in values if isinstance(v, (list, tuple, str))]
+def _folders(value: object) -> Iterator[str]:
+    """Whatever else JSON may hold is no folder."""
+    if isinstance(value, str) and value.strip():
+        yield value.strip()
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _folders(part)
 
 
 def _job_of_most_artifacts(root: Path, profile: Profile) -> str:

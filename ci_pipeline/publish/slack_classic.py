@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ci_pipeline.publish.mrkdwn import escape, link
+from ci_pipeline.publish.mrkdwn import escape, url_of
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ HEADER_LIMIT = 150
 SECTION_LIMIT = 3000
 ENTRIES_LIMIT = SECTION_LIMIT - len(TRUNCATED)
 BLOCKS_LIMIT = 50
+LINK_TEXT_LIMIT = 2000
 NAME_LIMIT = 1200
 """Of a list's first entry at least the beginning is shown: a longer node id would leave no room for its trace."""
 
@@ -43,6 +44,12 @@ NO_DEVICE = "unclassified"
 def clip(text: str, limit: int) -> str:
     """At most `limit` characters; what is cut off is marked, and no escape sequence is cut in two."""
     return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: max(limit - 1, 0)]) + "…"
+
+
+def link(url: str, text: str) -> str:
+    """A link, or the text alone where the address is none to follow."""
+    shown = clip(escape(text), LINK_TEXT_LIMIT)
+    return f"<{url_of(url)}|{shown}>" if url_of(url) else shown
 
 
 def entries_that_fit(entries: Iterable[str], before: str = "", after: str = "", limit: float = ENTRIES_LIMIT) -> str:
@@ -204,7 +211,8 @@ class ClassicReport:
     @property
     def outcome(self) -> str:
         """`3 failures`, and where there are any `3 failures and 2 errors`."""
-        return f"{self.n_failures} failures" + (f" and {self.n_errors} errors" if self.n_errors else "")
+        errors = f" and {self.n_errors} error{'s' if self.n_errors > 1 else ''}" if self.n_errors else ""
+        return f"{self.n_failures} failures{errors}"
 
     @property
     def text(self) -> str:
