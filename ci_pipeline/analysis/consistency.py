@@ -1,0 +1,77 @@
+"""Whether what we are about to publish agrees with itself. Every function answers with one line for each contradiction."""
+
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ci_pipeline.model import RED, FetchedRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Contradiction(NamedTuple):
+    """`said`: the report itself mentions it as a problem, so that nobody is misled."""
+
+    text: str
+    said: bool = False
+
+
+def missing_artifacts(fetched: FetchedRun) -> list[str]:
+    """The artifacts that the CI run's jobs announce, and that are not there."""
+    from ci_pipeline.analysis.job_results import job_links
+
+    ran = [job for job in fetched.jobs if job.conclusion != "skipped"]
+    return sorted(job_links(ran).keys() - set(fetched.artifact_names))
+
+
+def miscounted(test_reports: pa.Table, test_outcomes: pa.Table) -> list[Contradiction]:
+    """The artifacts whose failing tests are not as many as pytest's own totals say."""
+    by = ["test_job", "matrix_entry", "device", "postfix"]
+    seen = Counter[tuple[str, ...]]()
+    for row in test_outcomes.group_by([*by, "outcome"]).aggregate([("node_id", "count")]).to_pylist():
+        seen[tuple(row[name] for name in (*by, "outcome"))] = row["node_id_count"]
+    # Machines that are one device share a place, and there their totals add up.
+    places: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for report in test_reports.select([*by, "artifact", "complete", "failed", "errors", "problems"]).to_pylist():
+        places.setdefault(tuple(report[name] for name in by), []).append(report)
+    found: list[Contradiction] = []
+    for place, reports in places.items():
+        for outcome, column in (("failed", "failed"), ("error", "errors")):
+            listed, counted = seen[(*place, outcome)], sum(report[column] for report in reports)
+            if listed != counted and all(report["complete"] for report in reports):
+                names = ", ".join(report["artifact"] for report in reports)
+                text = f"{names}: {listed} tests listed as {outcome}, pytest counted {counted}"
+                found.append(Contradiction(text, said=any(report["problems"] for report in reports)))
+    return found
+
+
+def without_trace(test_outcomes: pa.Table) -> list[str]:
+    """The failing tests of which nobody can say why."""
+    import pyarrow.compute as pc
+
+    rows = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)) & (pc.field("trace") == ""))
+    return [_test(row) for row in rows.select(["node_id", "device"]).to_pylist()]
+
+
+def unfounded(run_diff: pa.Table, test_outcomes: pa.Table) -> list[str]:
+    """What the diff says is failing, and the outcomes do not have."""
+    import pyarrow.compute as pc
+
+    test = ["test_job", "matrix_entry", "device", "node_id"]
+    says = run_diff.filter(pc.field("change").isin(_FAILING)).select([*test, "change"]).to_pylist()
+    if not says:
+        return []
+    red = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)))
+    failing = set(zip(*(red[name].to_pylist() for name in test), strict=True))
+    return [f"{_test(row)}: {row['change']}" for row in says if tuple(row[name] for name in test) not in failing]
+
+
+_FAILING = ["new_failure", "still_failing", "changed_error", "unique_failure"]
+
+
+def _test(row: dict[str, str]) -> str:
+    return f"{row['node_id']} ({row['device'] or 'no device'})"

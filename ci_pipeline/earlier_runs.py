@@ -1,0 +1,182 @@
+"""Which runs a CI run is compared with, and what is known of those: from our tables, the warehouse, or the source."""
+
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from ci_pipeline.analysis.run_diff import TestKey
+from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
+from ci_pipeline.sources import SourceError
+from ci_pipeline.sources.github_json import run_from, run_payload
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ci_pipeline.pipeline import Services
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = 100
+"""Runs of a workflow among which the source is asked for the one to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A run to compare with: the `previous` one makes the diff, an `other` tells whose failure it is."""
+
+    role: Literal["previous", "other"]
+    label: str
+    run: CiRun
+
+
+def comparisons(run: CiRun, services: Services, known: Sequence[CiRun] = ()) -> list[Comparison]:
+    """The runs that the profile's rules compare this one with; the warehouse is asked first, then the source.
+
+    `known`: runs that no warehouse has yet, because they are being processed together with this one.
+    """
+    from ci_pipeline.analysis.previous import previous_run, reference_run
+
+    profile = services.profile
+    found: list[Comparison] = []
+    reference = profile.reference
+    rule = profile.previous.get(run.event)
+    if rule and rule.workflow != "none":
+        workflow_id = run.workflow_id if rule.workflow == "same" else reference.workflow_id if reference else 0
+        for candidates in _candidates(run, workflow_id, services, known, event=rule.event):
+            if previous := previous_run(run, candidates, profile):
+                found.append(Comparison("previous", "previous run", previous))
+                break
+    if reference and run.event in reference.events and run.workflow_id != reference.workflow_id:
+        for candidates in _candidates(run, reference.workflow_id, services, known):
+            if other := reference_run(run, candidates, profile):
+                found.append(Comparison("other", reference.label, other))
+                break
+    return found
+
+
+def _candidates(
+    run: CiRun, workflow_id: int, services: Services, known: Sequence[CiRun], event: str = ""
+) -> Iterator[Sequence[CiRun]]:
+    """Runs of one workflow, from the nearest place to the furthest; a place that cannot be asked costs a warning."""
+    runs = [*known]
+    if services.warehouse:
+        from ci_pipeline.warehouse import history
+
+        runs += history.previous_runs(services.warehouse, run, workflow_id)
+    yield runs
+    try:
+        yield services.source.workflow_runs(
+            workflow_id, event=event, branch=services.profile.default_branch, limit=CANDIDATES
+        )
+    except SourceError as error:
+        log.warning("CI run %s: no earlier runs from the source: %s", run.key, error)
+
+
+def dump(comparison: Sequence[Comparison]) -> str:
+    return json.dumps([{"role": c.role, "label": c.label, "run": run_payload(c.run)} for c in comparison])
+
+
+def parse(text: str) -> list[Comparison]:
+    """What `dump` wrote."""
+    return [Comparison(c["role"], c["label"], run_from(c["run"])) for c in json.loads(text)]
+
+
+# --- what is known of them ------------------------------------------------------------------------------------------
+
+
+def load(comparison: Comparison, test_job: str, services: Services) -> EarlierRun | None:
+    """What is known of a test job of that run; None where nothing is: it was never processed, and left no results."""
+    run, label = comparison.run, comparison.label
+    if services.tables.has("run_diff", run.key):
+        return from_tables(
+            run,
+            label,
+            test_job,
+            services.tables.read("test_outcomes", run.key),
+            services.tables.read("run_diff", run.key),
+        )
+    if services.warehouse:
+        from ci_pipeline.warehouse import history
+
+        if earlier := history.earlier_run(services.warehouse, run, test_job, label):
+            return earlier
+    return from_source(run, label, test_job, services)
+
+
+def from_tables(run: CiRun, label: str, test_job: str, test_outcomes: pa.Table, run_diff: pa.Table) -> EarlierRun:
+    """What is known of a run that was processed here."""
+    tests = _columns(test_outcomes, test_job, "matrix_entry", "device", "node_id", "outcome", "trace")
+    changes = _columns(run_diff, test_job, "matrix_entry", "device", "node_id", "change", "since_run_id", "since")
+    since = {
+        (entry, device, node_id): (since_run_id, since)
+        for entry, device, node_id, change, since_run_id, since in changes
+        if change in ("still_failing", "changed_error")
+    }
+    return _earlier(run, label, (((e, d, n), outcome, trace) for e, d, n, outcome, trace in tests), since)
+
+
+def from_source(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun | None:
+    """What the run itself left: the results that a reporter uploaded, else its reports, read again."""
+    from ci_pipeline.publish.hub_files import NoResults, read_results, results_folder
+    from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
+    from ci_pipeline.reports.read import read_reports
+
+    def wanted(name: str) -> bool:
+        artifact = parse_artifact_name(name, services.profile)
+        return artifact is not None and artifact.test_job == test_job
+
+    job = services.profile.test_jobs.get(test_job)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            results = services.source.artifact(run.run_id, results_folder(test_job), Path(folder))
+            failures = read_results(results, job.result_name if job else test_job).failures
+            return EarlierRun(run, label, failures)
+        except (SourceError, NoResults) as error:
+            log.debug("CI run %s: no results of %s: %s", run.key, test_job, error)
+        try:
+            services.source.fetch(run, Path(folder, run.key), wanted=wanted)
+        except SourceError as error:
+            log.warning("CI run %s cannot be compared with: %s", run.key, error)
+            return None
+        root = Path(folder, run.key, "artifacts")
+        reports = read_reports(root, available_artifacts(root, services.profile), every_outcome=True)
+    tests: Iterator[tuple[TestKey, Outcome, str]] = (
+        ((report.artifact.matrix_entry, report.artifact.device, test.node_id), test.outcome, test.trace)
+        for report in reports
+        for test in report.outcomes
+    )
+    return _earlier(run, label, tests) if reports else None
+
+
+def _earlier(
+    run: CiRun,
+    label: str,
+    tests: Iterable[tuple[TestKey, Outcome, str]],
+    since: Mapping[TestKey, tuple[int, datetime | None]] = MappingProxyType({}),
+) -> EarlierRun:
+    failures: dict[TestKey, str] = {}
+    outcomes: dict[TestKey, Outcome] = {}
+    for key, outcome, trace in tests:
+        if outcome in RED:
+            failures.setdefault(key, trace)
+        if outcome in RED or (outcome != "rerun" and key not in failures):
+            outcomes[key] = outcome
+    return EarlierRun(run, label, failures, outcomes, since)
+
+
+def _columns(table: pa.Table, test_job: str, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of one test job as tuples."""
+    import pyarrow.compute as pc
+
+    own = table.filter(pc.field("test_job") == test_job)
+    return zip(*(own[name].to_pylist() for name in names), strict=True)

@@ -1,0 +1,535 @@
+"""From a CI run to its report, step by step: Dagster's assets and the command line call the same functions.
+
+fetch → read → job_reports → run_diff → compared → hub_files → slack_threads → keep
+"""
+
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ci_pipeline import earlier_runs
+from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow
+from ci_pipeline.sources import SourceError, cursor_at
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from clickhouse_connect.driver.client import Client
+
+    from ci_pipeline.profile import Profile
+    from ci_pipeline.publish.hub import Hub
+    from ci_pipeline.publish.ledger import Delivered, Ledger
+    from ci_pipeline.publish.thread import Slack, SlackThread
+    from ci_pipeline.settings import Settings
+    from ci_pipeline.sources import Progress, Source
+    from ci_pipeline.sources.raw_store import RawStore
+    from ci_pipeline.table_store import TableStore
+
+log = logging.getLogger(__name__)
+
+TABLES = {
+    "raw_artifacts": "ci_run",
+    "test_reports": "test_report",
+    "test_outcomes": "test_outcome",
+    "job_results": "test_job_result",
+    "category_results": "category_result",
+    "run_diff": "run_diff",
+}
+"""The tables of a processed run in the order in which they are made, and what the warehouse calls each."""
+
+AHEAD = 8
+"""Runs of a range that are read before they are needed: what is read and not yet taken is in memory."""
+
+COMPARED_WITH = b"compared_with"
+"""Metadata of the run diff's table: which runs were compared, as `earlier_runs.dump` writes it."""
+
+
+class Services:
+    """What a deployment's settings name, each opened when it is first needed. `s3` makes the S3 source's client."""
+
+    def __init__(self, settings: Settings, profile: Profile, *, s3: Callable[[], Any] | None = None) -> None:
+        self.settings = settings
+        self.profile = profile
+        self._s3 = s3
+        self._earlier: OrderedDict[tuple[str, str, str], EarlierRun | None] = OrderedDict()
+
+    @cached_property
+    def source(self) -> Source:
+        from ci_pipeline.sources import open_source
+
+        return open_source(self.settings, self.profile, s3=self._s3() if self._s3 else None)
+
+    @cached_property
+    def raw(self) -> RawStore:
+        from ci_pipeline.sources.raw_store import RawStore
+
+        return RawStore(f"{self.settings.data_root}/raw")
+
+    @cached_property
+    def tables(self) -> TableStore:
+        from ci_pipeline.table_store import TableStore
+
+        return TableStore(f"{self.settings.data_root}/tables")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from ci_pipeline.publish.ledger import Ledger
+
+        return Ledger(f"{self.settings.data_root}/ledger")
+
+    @cached_property
+    def slack(self) -> Slack:
+        from ci_pipeline.publish.outbox import SlackOutbox
+        from ci_pipeline.publish.slack import SlackClient
+
+        token = self.settings.slack_token
+        if token is None:
+            return SlackOutbox(self.settings.outbox_path)
+        return SlackClient(token.get_secret_value(), self.settings.slack_api_url)
+
+    @cached_property
+    def hub(self) -> Hub:
+        from ci_pipeline.publish.hub import HubClient
+        from ci_pipeline.publish.outbox import HubOutbox
+
+        token = self.settings.hub_token
+        if token is None:
+            return HubOutbox(self.settings.outbox_path)
+        return HubClient(token.get_secret_value(), self.settings.hub_endpoint)
+
+    @cached_property
+    def warehouse(self) -> Client | None:
+        """None where none is configured."""
+        from ci_pipeline.warehouse.client import connect, migrate
+
+        url = self.settings.warehouse_url
+        if url is None:
+            return None
+        client = connect(url.get_secret_value())
+        migrate(client, self.settings.warehouse_engine)
+        return client
+
+    def earlier(self, comparison: earlier_runs.Comparison, test_job: str) -> EarlierRun | None:
+        """What is known of an earlier run; several steps ask for the same."""
+        key = (comparison.run.key, test_job, comparison.label)
+        if key not in self._earlier:
+            self._earlier[key] = earlier_runs.load(comparison, test_job, self)
+            if len(self._earlier) > 8:
+                self._earlier.popitem(last=False)
+        return self._earlier[key]
+
+    def hub_dataset(self, run: CiRun) -> str:
+        return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
+
+    def channel(self, test_job: str) -> str:
+        job = self.profile.test_jobs.get(test_job)
+        return self.settings.slack_channel or (job.channel if job else "") or f"#{test_job}"
+
+    def is_processed(self, run_key: str) -> bool:
+        return self.tables.has(next(reversed(TABLES)), run_key)
+
+    def workflow(self, run: CiRun, name: str) -> Any:
+        """What the profile says of the run's workflow; None where it says nothing."""
+        known = (w for w in self.profile.workflows if run.workflow_id == w.id != 0 or run.workflow_path == w.path != "")
+        return getattr(next(known, None), name, None)
+
+
+# --- the steps ------------------------------------------------------------------------------------------------------
+
+
+def fetch(run: CiRun, services: Services, progress: Progress | None = None) -> FetchedRun:
+    """Bring everything that the CI run left behind into the raw store.
+
+    Raises:
+        SourceError: the source does not have it, or cannot be asked; one line.
+    """
+    with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
+        fetched = services.source.fetch(run, Path(folder, run.key), progress=progress)
+        services.raw.put(run.key, Path(folder, run.key))
+    return fetched
+
+
+def fetched_run(run_key: str, services: Services) -> FetchedRun:
+    """What `fetch` brought.
+
+    Raises:
+        SourceError: nothing; one line.
+    """
+    from ci_pipeline.sources.raw_store import load
+
+    with services.raw.local(run_key) as folder:
+        return load(folder)
+
+
+def ci_run_table(fetched: FetchedRun) -> pa.Table:
+    import pyarrow as pa
+
+    from ci_pipeline.tables import CI_RUN, run_key
+
+    run = fetched.run
+    problems = [f"{problem.subject}: {problem.reason}" for problem in fetched.problems]
+    own: dict[str, Any] = {name: [getattr(run, name, None) or ""] for name in CI_RUN.names}
+    own |= {"run_number": [run.run_number], "workflow_id": [run.workflow_id], "problems": [problems]}
+    return pa.table(own | run_key(run, 1), schema=CI_RUN)
+
+
+def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
+    """The reports of a fetched CI run as tables: pytest's totals, and every test's outcome.
+
+    Raises:
+        SourceError: it was not fetched; one line.
+    """
+    from ci_pipeline.reports.artifacts import available_artifacts
+    from ci_pipeline.reports.read import read_reports
+    from ci_pipeline.reports.tables import report_tables
+    from ci_pipeline.sources.raw_store import load
+
+    with services.raw.local(run_key) as folder:
+        artifacts = available_artifacts(folder / "artifacts", services.profile)
+        reports = read_reports(folder / "artifacts", artifacts, every_outcome=True)
+        return report_tables(load(folder).run, reports, services.profile)
+
+
+def read_many(
+    run_keys: Sequence[str], services: Services
+) -> Iterator[tuple[str, tuple[pa.Table, pa.Table] | Exception]]:
+    """`read` for several runs, in parallel and in order; the reason instead of tables where a run cannot be read."""
+    settings, profile = services.settings, services.profile
+    if len(run_keys) <= AHEAD:
+        yield from ((key, _try_read(key, settings, profile)) for key in run_keys)
+        return
+    # Not forked: this process has Dagster's threads.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        waiting = iter(run_keys)
+        running: deque[tuple[str, Future[tuple[pa.Table, pa.Table] | Exception]]] = deque()
+        while True:
+            for key in islice(waiting, AHEAD - len(running)):
+                running.append((key, pool.submit(_try_read, key, settings, profile)))
+            if not running:
+                return
+            key, tables = running.popleft()
+            yield key, tables.result()
+
+
+def _try_read(run_key: str, settings: Settings, profile: Profile) -> tuple[pa.Table, pa.Table] | Exception:
+    try:
+        return read(run_key, Services(settings, profile))
+    except Exception as error:
+        return error
+
+
+def job_reports(
+    fetched: FetchedRun,
+    test_reports: pa.Table,
+    test_outcomes: pa.Table,
+    profile: Profile,
+    *,
+    every_outcome: bool = False,
+) -> list[JobReport]:
+    """The report of each test job, not yet compared with anything; of its tests the failing ones, or every one.
+
+    A test job whose artifacts are all missing has a report as well: the CI run's jobs announce it.
+    """
+    import pyarrow.compute as pc
+
+    from ci_pipeline.analysis.job_results import job_links, job_report
+    from ci_pipeline.reports.artifacts import parse_artifact_name
+    from ci_pipeline.reports.tables import reports_from_tables
+
+    if not every_outcome:
+        test_outcomes = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)))
+    reports = reports_from_tables(test_reports, test_outcomes)
+    named = [*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)]
+    seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
+    return [
+        job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=fetched.problems)
+        for test_job in profile.test_jobs
+        if test_job in seen
+    ]
+
+
+def run_diff(
+    fetched: FetchedRun,
+    test_reports: pa.Table,
+    test_outcomes: pa.Table,
+    services: Services,
+    known: Sequence[CiRun] = (),
+) -> pa.Table:
+    """What changed since the previous run, and what fails here but not in other runs.
+
+    The table's metadata says which runs these are. `known`: runs that are processed together with this one.
+    """
+    from ci_pipeline.analysis.run_diff import run_diff as diff
+    from ci_pipeline.analysis.tables import run_diff_table
+
+    with_runs = earlier_runs.comparisons(fetched.run, services, known)
+    rows: list[RunDiffRow] = []
+    if with_runs:
+        for report in job_reports(fetched, test_reports, test_outcomes, services.profile, every_outcome=True):
+            rows += diff(report.test_job, report.reports, *_earlier(report.test_job, with_runs, services))
+    table = run_diff_table(fetched.run, rows)
+    return table.replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
+
+
+def compared_with(run_diff: pa.Table) -> list[earlier_runs.Comparison]:
+    """The runs that a run diff is against."""
+    return earlier_runs.parse((run_diff.schema.metadata or {}).get(COMPARED_WITH, b"[]"))
+
+
+def compared(reports: Sequence[JobReport], run_diff: pa.Table, services: Services) -> list[JobReport]:
+    """The reports with what changed, and with the runs that they were compared with."""
+    with_runs = compared_with(run_diff)
+    rows: dict[str, list[RunDiffRow]] = {}
+    for row in run_diff.select([field.name for field in fields(RunDiffRow)]).to_pylist():
+        rows.setdefault(row["test_job"], []).append(RunDiffRow(**row))
+    done: list[JobReport] = []
+    for report in reports:
+        previous, others = _earlier(report.test_job, with_runs, services)
+        done.append(replace(report, previous=previous, others=others, diff=rows.get(report.test_job, ())))
+    return done
+
+
+def _earlier(
+    test_job: str, with_runs: Sequence[earlier_runs.Comparison], services: Services
+) -> tuple[EarlierRun | None, list[EarlierRun]]:
+    known = [(run.role, earlier) for run in with_runs if (earlier := services.earlier(run, test_job))]
+    previous = next((earlier for role, earlier in known if role == "previous"), None)
+    return previous, [earlier for role, earlier in known if role == "other"]
+
+
+# --- out into the world ---------------------------------------------------------------------------------------------
+
+
+def hub_files(reports: Sequence[JobReport], test_outcomes: pa.Table, services: Services) -> pa.Table:
+    """Bring the run's files to the Hub's dataset in one commit; a table of them.
+
+    While the Hub is down they are kept, and go there with the next delivery.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from ci_pipeline.publish import hub
+    from ci_pipeline.publish.hub_files import dataset_folder, render
+    from ci_pipeline.table_store import parquet
+
+    files: dict[str, bytes] = {}
+    rows: list[dict[str, Any]] = []
+    for report in reports:
+        folder = dataset_folder(report.run, report.test_job)
+        contents = render(report, services.profile, previous_model_table=_model_table(report, services.profile))
+        contents["test_outcomes.parquet"] = parquet(test_outcomes.filter(pc.field("test_job") == report.test_job))
+        for name, content in contents.items():
+            files[f"{folder}/{name}"] = content
+            rows.append({"test_job": report.test_job, "folder": folder, "name": name, "bytes": len(content)})
+    if files:
+        run = reports[0].run
+        delivered = hub.deliver(
+            files,
+            repo_id=services.hub_dataset(run),
+            message=f"{run.workflow_name or 'CI run'} {run.run_number or run.run_id}",
+            key=run.key,
+            hub=services.hub,
+            ledger=services.ledger,
+        )
+        rows = [row | {"where": delivered.where, "root": delivered.url, "detail": delivered.detail} for row in rows]
+    text = [(name, pa.string()) for name in ("test_job", "folder", "name", "where", "root", "detail")]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*text, ("bytes", pa.int64())]))
+
+
+def _model_table(report: JobReport, profile: Profile) -> str:
+    """The table of failures by model of the run that a report is compared with, as that run itself wrote it."""
+    from ci_pipeline.publish.slack_classic import classic_report
+
+    if report.previous is None:
+        return ""
+    failed: dict[str, dict[str, Counter[str]]] = {}
+    outcomes = report.previous.outcomes or {}
+    for key in report.previous.failures:
+        if outcomes.get(key, "failed") == "failed":
+            entry, device, node_id = key
+            counts = failed.setdefault(entry, {}).setdefault(profile.category_of(node_id), Counter())
+            counts[device] += 1
+    results: dict[str, JobResult] = {entry: {"failed": counts} for entry, counts in failed.items()}
+    earlier = JobReport(report.previous.run, report.test_job, results)
+    return classic_report(earlier, profile).model_table().text(to_truncate=False)
+
+
+def threads(reports: Sequence[JobReport], files: pa.Table, services: Services) -> dict[str, SlackThread]:
+    """Each test job's Slack thread, by test job. A push that broke nothing has none: it is no news."""
+    return {
+        report.test_job: _thread(report, files, services)
+        for report in reports
+        if report.run.event != "push" or report.problems or any(test.outcomes for test in report.reports)
+    }
+
+
+def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThread:
+    import pyarrow.compute as pc
+
+    from ci_pipeline.publish import slack_classic, slack_full
+    from ci_pipeline.publish.mrkdwn import link
+
+    run, profile = report.run, services.profile
+    job = profile.test_jobs.get(report.test_job)
+    place = next((row for row in files.to_pylist() if row["test_job"] == report.test_job and row["root"]), None)
+    folder = f"{place['root']}/{place['folder']}" if place else ""
+    names = set(files.filter(pc.field("test_job") == report.test_job)["name"].to_pylist())
+
+    def file_url(name: str) -> str:
+        return f"{folder.replace('/tree/', '/blob/', 1)}/{name}" if folder and name in names else ""
+
+    if services.settings.slack_style == "classic":
+        event = services.workflow(run, "ci_event") or run.workflow_name or run.event
+        return slack_classic.classic_report(
+            report,
+            profile,
+            title=f"[INFO] Results of {event}: {job.test if job else report.test_job}",
+            ci_title=link(run.html_url, run.title),
+            run_url=run.html_url,
+            file_url=file_url,
+        ).thread()
+    results = file_url(f"{job.result_name if job else report.test_job}_results.json")
+    return slack_full.messages(report, profile, links=slack_full.Links(hub=folder, failures=results))
+
+
+def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Services) -> dict[str, Delivered]:
+    """Bring each thread to its test job's channel; what is there already is edited.
+
+    Raises:
+        SlackRefused: Slack said no, and a person has to act; the thread is kept.
+    """
+    from ci_pipeline.publish.thread import deliver
+
+    return {
+        test_job: deliver(
+            thread, run, test_job, services.channel(test_job), slack=services.slack, ledger=services.ledger
+        )
+        for test_job, thread in threads.items()
+    }
+
+
+def keep(tables: Mapping[str, pa.Table], services: Services) -> dict[str, int]:
+    """Write tables, named as in `TABLES`, to the warehouse: how many rows went to which of its tables."""
+    from ci_pipeline.warehouse.client import insert
+
+    if services.warehouse is None:
+        return {}
+    for name, table in tables.items():
+        insert(services.warehouse, TABLES[name], table)
+    return {TABLES[name]: table.num_rows for name, table in tables.items()}
+
+
+def deliver_pending(services: Services) -> list[Delivered]:
+    """Try again what could not be delivered: first the Hub's files, since messages link to them."""
+    from ci_pipeline.publish import hub, thread
+
+    return [
+        *hub.deliver_pending(hub=services.hub, ledger=services.ledger),
+        *thread.deliver_pending(slack=services.slack, ledger=services.ledger),
+    ]
+
+
+def has_pending(services: Services) -> bool:
+    return any(services.ledger.names(folder) for folder in ("hub/pending", "slack/pending"))
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProcessedRun:
+    """One CI run after all steps. `tables` by their names in `TABLES`; `threads` by test job.
+
+    `delivered`: one line for each thing that went out, or is kept for later.
+    """
+
+    run: CiRun
+    reports: Sequence[JobReport]
+    tables: Mapping[str, pa.Table]
+    threads: Mapping[str, SlackThread]
+    delivered: Sequence[str] = ()
+
+
+def process_run(run: CiRun, services: Services, *, post: bool = True, progress: Progress | None = None) -> ProcessedRun:
+    """All steps for one CI run. Doing it again gives the same tables and files, and edits the messages.
+
+    `post=False` leaves Slack alone.
+
+    Raises:
+        SourceError: the run cannot be fetched; one line.
+        SlackRefused: Slack said no, and a person has to act; everything else is done.
+    """
+    from ci_pipeline.analysis.tables import category_result_table, test_job_result_table
+
+    fetched = fetch(run, services, progress)
+    test_reports, test_outcomes = read(run.key, services)
+    reports = job_reports(fetched, test_reports, test_outcomes, services.profile)
+    tables = {
+        "raw_artifacts": ci_run_table(fetched),
+        "test_reports": test_reports,
+        "test_outcomes": test_outcomes,
+        "job_results": test_job_result_table(fetched.run, reports),
+        "category_results": category_result_table(fetched.run, reports, services.profile),
+        "run_diff": run_diff(fetched, test_reports, test_outcomes, services),
+    }
+    reports = compared(reports, tables["run_diff"], services)
+    for name, table in tables.items():
+        services.tables.write(name, run.key, table)
+    keep(tables, services)
+    files = hub_files(reports, test_outcomes, services)
+    made = threads(reports, files, services)
+    lines = [
+        _line("files", *place) for place in {(row["where"], row["root"], row["detail"]) for row in files.to_pylist()}
+    ]
+    if post:
+        lines += [_line(job, d.where, d.url, d.detail) for job, d in post_threads(made, fetched.run, services).items()]
+    return ProcessedRun(fetched.run, reports, tables, made, lines)
+
+
+def _line(what: str, where: str, url: str, detail: str) -> str:
+    return f"{what}: {where}" + (f" {url}" if url else "") + (f" ({detail})" if detail else "")
+
+
+def new_runs(services: Services) -> Iterator[CiRun]:
+    """What the source has and is not processed yet, oldest first."""
+    return (run for run in _runs(services, None) if not services.is_processed(run.key))
+
+
+def newest_run(services: Services) -> CiRun:
+    """
+    Raises:
+        SourceError: the source has none.
+    """
+    newest = deque(_runs(services, None), maxlen=1)
+    if not newest:
+        raise SourceError(f"there is no completed CI run in {services.settings.source_uri}")
+    return newest[0]
+
+
+def backfill(
+    services: Services, *, limit: int | None = None, post: bool = False, progress: Progress | None = None
+) -> Iterator[ProcessedRun]:
+    """Process all that the source has, oldest first, also what was processed before."""
+    runs = list(islice(_runs(services, cursor_at(datetime.fromtimestamp(0, UTC))), limit))
+    for done, run in enumerate(runs):
+        if progress:
+            progress(done, len(runs), run.key)
+        yield process_run(run, services, post=post)
+
+
+def _runs(services: Services, cursor: str | None) -> Iterator[CiRun]:
+    while (page := services.source.runs_after(cursor)).runs:
+        yield from page.runs
+        cursor = page.cursor
