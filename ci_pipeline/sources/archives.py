@@ -82,16 +82,15 @@ def _extract(archive: zipfile.ZipFile, archive_bytes: int, into: Path) -> None:
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise _Unsafe(f"{len(entries):,} entries, more than {MAX_ENTRIES:,}")
-    paths = [_checked_path(entry) for entry in entries]
-    files = [path for entry, path in zip(entries, paths, strict=True) if not entry.is_dir()]
-    if len(files) != len(set(files)):
+    paths = [(entry, _checked_path(entry)) for entry in entries]
+    files = {str(path): entry for entry, path in paths if not entry.is_dir()}
+    if len(files) != sum(not entry.is_dir() for entry in entries):
         raise _Unsafe("two entries of the same name")
-    for folder in {path if entry.is_dir() else path.parent for entry, path in zip(entries, paths, strict=True)}:
-        (into / folder).mkdir(parents=True, exist_ok=True)
-    total = 0
-    for entry, path in zip(entries, paths, strict=True):
-        if not entry.is_dir():
-            total = _write(archive, entry, into / path, total, archive_bytes)
+    for folder in {path if entry.is_dir() else path.parent for entry, path in paths}:
+        os.makedirs(into / folder, exist_ok=True)
+    left = _most_bytes(archive_bytes)
+    for path, entry in files.items():
+        left -= _write(archive, entry, f"{into}/{path}", left)
 
 
 def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
@@ -107,28 +106,30 @@ def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
         raise _Unsafe(f"the entry {name!r} is encrypted")
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _Unsafe(f"the entry {name!r} is a link or a special file")
-    _check_size(name, entry.file_size, entry.compress_size)
+    _check_size(entry, entry.file_size, _most_bytes(entry.compress_size))
     return path
 
 
-def _check_size(name: str, size: int, packed: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise _Unsafe(f"{name!r} is larger than {MAX_FILE_BYTES >> 30} GiB")
-    if size > max(MIN_BOMB_BYTES, packed * MAX_RATIO):
-        raise _Unsafe(f"{name!r} unpacks to more than {MAX_RATIO} times its size")
-
-
-def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, total: int, archive_bytes: int) -> int:
-    """Write one file; `total` counts the bytes of the whole archive so far, and is returned with these added."""
-    size = 0
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, left: int) -> int:
+    """Write one file of at most `left` bytes, and say how many they were."""
+    most, size = min(left, _most_bytes(entry.compress_size)), 0
     with archive.open(entry) as packed, open(path, "xb") as file:
         while chunk := packed.read(_CHUNK):
             size += len(chunk)
-            total += len(chunk)
-            _check_size(entry.filename, size, entry.compress_size)
-            _check_size("the archive", min(total, MAX_FILE_BYTES), archive_bytes)
+            _check_size(entry, size, most)
             file.write(chunk)
-    return total
+    return size
+
+
+def _most_bytes(packed: int) -> int:
+    return max(MIN_BOMB_BYTES, packed * MAX_RATIO)
+
+
+def _check_size(entry: zipfile.ZipInfo, size: int, most: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise _Unsafe(f"the entry {entry.filename!r} is larger than {MAX_FILE_BYTES >> 30} GiB")
+    if size > most:
+        raise _Unsafe(f"the entry {entry.filename!r} unpacks to more than {MAX_RATIO} times its size")
 
 
 def link_tree(source: Path, into: Path) -> list[str]:

@@ -65,8 +65,9 @@ def run_payload(run: CiRun) -> dict[str, Any]:
 
 
 def jobs_from(payload: object) -> tuple[CiJob, ...]:
-    """The jobs of a jobs object (`{"jobs": […]}`) or of a plain list."""
-    return tuple(_job(job) for job in objects(payload, "jobs"))
+    """The jobs of a jobs object (`{"jobs": […]}`), of a list of such pages, or of a plain list of jobs."""
+    jobs = objects(payload, "jobs")
+    return tuple(_job(job) for item in jobs for job in (objects(item, "jobs") if "jobs" in item else [item]))
 
 
 def _job(job: Json) -> CiJob:

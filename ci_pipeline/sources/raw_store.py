@@ -19,7 +19,6 @@ from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.archives import link_tree, safe_name
 from ci_pipeline.sources.github_json import jobs_from, objects, run_from
 
-
 SUCCESS = "_SUCCESS"
 
 
