@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from ci_pipeline.profile import load_profile
+from ci_pipeline.settings import SettingsError
+
+
+@pytest.mark.parametrize("name", ["transformers", "pytorch"])
+def test_shipped_profiles_load(name: str):
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.unclassified in profile.categories
+    assert {rule.category for rule in profile.category_rules} < set(profile.categories)
+
+
+def test_a_profile_can_be_any_file(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\nrepository = "me/mine"\ncategories = ["A", "Unclassified"]\n'
+        '[devices.tpu]\nmachines = ["v5e"]\n[test_jobs.unit]\ntest = "Unit"\nresult_name = "unit"\n'
+    )
+    profile = load_profile(str(file))
+    assert profile.device_of("v5e-8") == "tpu"
+    assert profile.device_of("m4-mini") == "m4-mini"
+    assert profile.job_to_test_map == {"unit": "Unit"}
+    assert profile.test_to_result_name == {"Unit": "unit"}
+
+
+def test_the_first_rule_that_fits_names_the_category():
+    profile = load_profile("transformers")
+    assert profile.category_of("tests/quantization/bnb/test_modeling_x.py::T::t") == "Quantization"
+    assert profile.category_of("tests/models/auto/test_modeling_auto.py::T::t") == "PyTorch"
+    assert profile.category_of("tests/utils/test_misc.py::t") == "Unclassified"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("name = ", "TOML"),
+        ('name = "x"', "repository"),
+        ('name = "x"\nrepository = "a/b"\ncategories = []\ncolour = 1\n[devices]\n[test_jobs]', "colour"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_one_line_that_names_what_is_wrong(tmp_path: Path, text: str, names: str):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=names) as caught:
+        load_profile(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(SettingsError, match="pytorch, transformers"):
+        load_profile("tensorflow")
