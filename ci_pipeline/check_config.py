@@ -1,0 +1,181 @@
+"""What is set, what is missing, and what follows: for a person before the first run, and for a deployment's check."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AliasChoices, SecretStr
+from pydantic_settings import BaseSettings
+
+from ci_pipeline import settings as settings_module
+from ci_pipeline.profile import Profile, load_profile
+from ci_pipeline.settings import OotSettings, Settings, SettingsError, load_oot_settings
+from ci_pipeline.sources import open_source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable. `value` is what counts, with secrets masked."""
+
+    variable: str
+    value: str
+    is_set: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`follows`: what the settings lead to; `problems`: what is wrong. One line each."""
+
+    settings: list[Setting] = field(default_factory=list[Setting])
+    follows: list[str] = field(default_factory=list[str])
+    problems: list[str] = field(default_factory=list[str])
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check() -> Config:
+    """Read the environment and the profile, and judge them. Asks no service."""
+    config = Config(problems=_unknown_variables())
+    try:
+        settings = load_oot_settings()
+    except SettingsError as error:
+        config.problems.append(str(error))
+        return config
+    config.settings.extend(_settings(settings))
+    try:
+        profile = load_profile(settings.profile)
+        open_source(settings, profile)
+    except SettingsError as error:
+        config.problems.append(str(error))
+        return config
+    for judge in (_source, _slack, _hub, _warehouse):
+        judge(settings, profile, config)
+    return config
+
+
+def _variables(model: type[BaseSettings]) -> dict[str, tuple[str, ...]]:
+    """The environment variables of each field."""
+    aliases = {name: entry.validation_alias for name, entry in model.model_fields.items()}
+    return {
+        name: tuple(str(choice) for choice in alias.choices)
+        if isinstance(alias, AliasChoices)
+        else (str(alias or name),)
+        for name, alias in aliases.items()
+    }
+
+
+def _settings(settings: Settings) -> list[Setting]:
+    rows: list[Setting] = []
+    for name, variables in _variables(OotSettings).items():
+        variable = next((v for v in variables if os.environ.get(v)), variables[0])
+        rows.append(Setting(variable, _masked(getattr(settings, name)), bool(os.environ.get(variable))))
+    return rows
+
+
+def _masked(value: object) -> str:
+    if isinstance(value, SecretStr):
+        url = urlsplit(value.get_secret_value())
+        if not url.netloc:
+            return "********"
+        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    return "" if value is None else str(value)
+
+
+def _unknown_variables() -> list[str]:
+    """Variables with our prefix that nothing reads: a slip of the pen would pass in silence."""
+    models = [m for m in vars(settings_module).values() if isinstance(m, type) and issubclass(m, BaseSettings)]
+    known = {variable for model in models for names in _variables(model).values() for variable in names}
+    problems: list[str] = []
+    for name in sorted(os.environ):
+        if name.startswith("CI_PIPELINE_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            problems.append(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return problems
+
+
+def _source(settings: Settings, profile: Profile, config: Config) -> None:
+    kind, _, rest = settings.source_uri.partition(":")
+    if kind == "github":
+        workflows = ", ".join(w.name or w.path or str(w.id) for w in profile.workflows)
+        config.follows.append(f"CI runs come from {settings.github_api_url}, {profile.repository}: {workflows}.")
+        if not settings.github_token:
+            config.problems.append("ACCESS_REPO_INFO_TOKEN: not set: GitHub gives no artifact without a token")
+    elif kind == "folder":
+        config.follows.append(f"CI runs come from the folder {rest}.")
+        if settings.source and not Path(rest).is_dir():
+            config.problems.append(f"CI_PIPELINE_SOURCE: there is no folder {rest}")
+    else:
+        config.follows.append(f"CI runs come from {settings.source_uri}.")
+    config.follows.append(f"Raw artifacts and tables are kept in {settings.data_root}.")
+
+
+def _slack(settings: Settings, profile: Profile, config: Config) -> None:
+    style = settings.slack_style or "full"
+    if not settings.slack_token:
+        config.follows.append(
+            f"Reports are written to {settings.outbox_path}, style {style}: CI_SLACK_BOT_TOKEN is not set."
+        )
+        return
+    channels = {job: settings.slack_channel or entry.channel for job, entry in profile.test_jobs.items()}
+    named = ", ".join(sorted({channel for channel in channels.values() if channel}))
+    config.follows.append(
+        f"Reports are posted to {named or 'no channel'}, style {style}, through {settings.slack_api_url}."
+    )
+    if silent := [job for job, channel in channels.items() if not channel]:
+        config.problems.append(
+            f"SLACK_REPORT_CHANNEL: not set, and the profile {profile.name} has no channel for {', '.join(silent)}"
+        )
+
+
+def _hub(settings: Settings, profile: Profile, config: Config) -> None:
+    dataset = settings.hub_dataset or profile.hub_dataset
+    if not settings.hub_token:
+        config.follows.append(
+            f"Dataset files are written to {settings.outbox_path}: TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN is not set."
+        )
+    elif dataset:
+        config.follows.append(f"Dataset files are uploaded to {settings.hub_endpoint}/datasets/{dataset}.")
+    else:
+        config.problems.append(f"REPORT_REPO_ID: not set, and the profile {profile.name} has no hub_dataset")
+
+
+def _warehouse(settings: Settings, profile: Profile, config: Config) -> None:
+    if settings.warehouse_url is None:
+        config.follows.append(
+            "No warehouse: the source answers for earlier runs. CI_PIPELINE_WAREHOUSE_URL is not set."
+        )
+        return
+    url = urlsplit(settings.warehouse_url.get_secret_value())
+    if url.scheme in ("http", "https") and url.hostname:
+        config.follows.append(f"History is kept in the warehouse at {_masked(settings.warehouse_url)}.")
+    else:
+        config.problems.append("CI_PIPELINE_WAREHOUSE_URL: not of the form http[s]://user:password@host:port/database")
+
+
+def draw(config: Config, console: Console) -> None:
+    """Set variables first, what follows, and what is wrong last: that is where the eye ends."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for setting in sorted(config.settings, key=lambda s: not s.is_set):
+        mark = Text("set", "green") if setting.is_set else Text("default", "dim")
+        table.add_row(Text(setting.variable), mark, Text(setting.value or "-", "" if setting.is_set else "dim"))
+    if config.settings:
+        console.print(table)
+        console.print()
+    for line in config.follows:
+        console.print(Text(line))
+    for line in config.problems:
+        console.print(Text(f"✗ {line}", "bold red"))
+    if not config.problems:
+        console.print(Text("✓ Nothing is wrong", "bold green"))

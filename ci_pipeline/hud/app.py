@@ -1,0 +1,164 @@
+"""The web application: pages for a person, the same as JSON for a script. Works without JavaScript."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
+from ci_pipeline.model import CiRun
+from ci_pipeline.profile import Profile
+from ci_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+LATEST = 30
+"""CI runs on the first page."""
+
+
+class NavigationEntry(NamedTuple):
+    href: str
+    text: str
+
+
+def create_app(settings: Settings, profile: Profile) -> FastAPI:
+    """The application of one deployment. Without a warehouse it starts all the same, and says what is missing."""
+    app = FastAPI(title="ci_pipeline", docs_url=None, redoc_url=None)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.middleware("http")(_with_headers)
+    pages = templates(settings, profile)
+    ci_runs = CiRuns(settings, profile)
+
+    @app.get("/", response_class=HTMLResponse)
+    def index(request: Request) -> Response:
+        context = {"runs": ci_runs.latest(LATEST), "source": settings.source_uri}
+        return pages.TemplateResponse(request, "index.html", context)
+
+    @app.get("/runs/{run_id}", response_class=HTMLResponse)
+    def run_page(request: Request, run_id: int) -> Response:
+        return pages.TemplateResponse(request, "run.html", {"page": _run(ci_runs, run_id)})
+
+    @app.get("/api/runs")
+    def latest_runs(limit: int = LATEST) -> list[RunPage]:
+        return ci_runs.latest(max(1, min(limit, 200)))
+
+    @app.get("/api/runs/{run_id}")
+    def one_run(run_id: int) -> RunPage:
+        return _run(ci_runs, run_id)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.exception_handler(WarehouseUnavailable)
+    async def unavailable(request: Request, error: WarehouseUnavailable) -> Response:
+        return _message(pages, request, 503, "No data at the moment", str(error))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
+
+    return app
+
+
+def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
+    """Jinja2 with autoescape, and what every page may use: `profile`, `navigation`, `static`, and the filters."""
+    pages = Jinja2Templates(HERE / "templates")
+    environment: Any = pages.env
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.globals |= {
+        "profile": profile,
+        "static": _static,
+        "navigation": [
+            NavigationEntry("/", "CI runs"),
+            *([NavigationEntry(settings.dagster_url, "Dagster")] if is_web(settings.dagster_url) else []),
+        ],
+    }
+
+    def commit_url(run: CiRun) -> str:
+        return f"{profile.web_url}/{run.repository}/commit/{run.head_sha}"
+
+    def source_url(run: CiRun, node_id: str) -> str:
+        path = node_id.partition("::")[0]
+        return f"{profile.web_url}/{run.repository}/blob/{run.head_sha}/{quote(path)}" if run.head_sha else ""
+
+    def dagster_url(run: CiRun) -> str:
+        return f"{settings.dagster_url.rstrip('/')}/assets/slack_report?partition={quote(run.key)}"
+
+    environment.filters |= {
+        "is_web": is_web,
+        "utc": lambda moment: moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M"),
+        "duration": _duration,
+        "name": _name,
+        "commit_url": commit_url,
+        "source_url": source_url,
+        "dagster_url": dagster_url,
+    }
+    return pages
+
+
+def is_web(url: object) -> bool:
+    """Whether an address may become a link: `https:` anywhere, `http:` on loopback alone."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+
+
+def _static(name: str) -> str:
+    """The address of a static file; another content is another address."""
+    return f"/static/{name}?{hashlib.sha256((HERE / 'static' / name).read_bytes()).hexdigest()[:8]}"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _name(run: CiRun) -> str:
+    number = f" #{run.run_number}" if run.run_number else ""
+    attempt = f", attempt {run.run_attempt}" if run.run_attempt > 1 else ""
+    return (run.workflow_name or "CI run") + number + attempt
+
+
+def _run(ci_runs: CiRuns, run_id: int) -> RunPage:
+    if page := ci_runs.run(run_id):
+        return page
+    raise HTTPException(404, f"There is no CI run {run_id}.")
+
+
+def _message(pages: Jinja2Templates, request: Request, status: int, title: str, message: str) -> Response:
+    if request.url.path.startswith("/api/"):
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse({"detail": message}, status)
+    return pages.TemplateResponse(request, "message.html", {"title": title, "message": message}, status)
+
+
+async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.url.path.startswith("/static/"):
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    return response

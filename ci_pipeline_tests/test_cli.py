@@ -1,0 +1,146 @@
+"""The `ci-pipeline` command, as a person or a script meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ci_pipeline.cli import SHELLS, main
+from ci_pipeline.settings import OotSettings, StepSettings
+
+HEAVY = ("dagster", "pandas", "pyarrow", "pydantic", "rich", "fastapi", "slack_sdk", "huggingface_hub")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing set but a home of the test's own."""
+    for model in (OotSettings, StepSettings):
+        for entry in model.model_fields.values():
+            for variable in getattr(entry.validation_alias, "choices", ()):
+                monkeypatch.delenv(str(variable), raising=False)
+    monkeypatch.setenv("CI_PIPELINE_HOME", str(tmp_path / "home"))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_command_starts_without_what_it_does_not_need() -> None:
+    loaded = python("import sys, ci_pipeline.cli; print(*sys.modules)").split()
+    assert not set(HEAVY) & set(loaded)
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_every_command_has_help(command: str) -> None:
+    result = run(*filter(None, [command]), "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.output
+    if command:
+        assert main.commands[command].get_short_help_str(limit=60)[-3:] != "...", "cut in the list of commands"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_prints_a_script_for_the_shell(shell: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert "_CI_PIPELINE_COMPLETE" in result.output
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_completion_completes_commands() -> None:
+    environment = os.environ | {
+        "_CI_PIPELINE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "ci-pipeline ch",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-c", "from ci_pipeline.cli import main; main(prog_name='ci-pipeline')"]
+    assert "check-config" in subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_SOURCE", "ftp://nowhere")
+    result = run("ingest")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: CI_PIPELINE_SOURCE: 'ftp://nowhere' is no source")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_that_is_not_there_is_one_line_and_exit_code_1() -> None:
+    result = run("report", "42")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "42" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_with_verbose_an_error_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_SOURCE", "ftp://nowhere")
+    assert type(run("-v", "ingest").exception).__name__ == "SettingsError"
+
+
+# --- check-config ---------------------------------------------------------------------------------------------------
+
+
+def test_without_any_setting_nothing_is_wrong_and_it_says_what_follows() -> None:
+    result = run("check-config")
+    assert result.exit_code == 0
+    assert "CI_SLACK_BOT_TOKEN is not set" in result.output
+    assert "Nothing is wrong" in result.output
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_SLACK_BOT_TOKEN", "xoxb-hunter2")
+    monkeypatch.setenv("CI_PIPELINE_WAREHOUSE_URL", "https://me:hunter2@warehouse.example:8443/ci?password=hunter2")
+    result = run("check-config", "--json")
+    assert "hunter2" not in result.output
+    found = {entry["variable"]: entry for entry in json.loads(result.output)["settings"]}
+    assert found["CI_SLACK_BOT_TOKEN"] == {"variable": "CI_SLACK_BOT_TOKEN", "value": "********", "is_set": True}
+    assert found["CI_PIPELINE_WAREHOUSE_URL"]["value"] == "https://warehouse.example:8443/ci"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("CI_PIPELINE_PROFIL", "x", "no such setting; did you mean CI_PIPELINE_PROFILE?"),
+        ("CI_PIPELINE_PROFILE", "nobody", "no profile 'nobody'"),
+        ("CI_PIPELINE_SOURCE", "folder:/not/there", "there is no folder /not/there"),
+        ("CI_PIPELINE_SOURCE", "ftp://x", "is no source"),
+        ("CI_PIPELINE_SOURCE", "github", "ACCESS_REPO_INFO_TOKEN: not set"),
+        ("CI_PIPELINE_WAREHOUSE_URL", "localhost:8123", "CI_PIPELINE_WAREHOUSE_URL: not of the form"),
+        ("CI_PIPELINE_QUIET_SECONDS", "soon", "CI_PIPELINE_QUIET_SECONDS: "),
+    ],
+)
+def test_what_is_wrong_is_named_and_ends_with_1(
+    variable: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = run("check-config", "--json")
+    assert result.exit_code == 1
+    assert any(problem in line for line in json.loads(result.output)["problems"]), result.output
+    assert problem in run("check-config").output.replace("\n", " ")
+
+
+def test_a_test_job_without_a_channel_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    profile = tmp_path / "own.toml"
+    profile.write_text(
+        'name = "own"\nrepository = "me/mine"\ncategories = []\n'
+        '[devices]\n[test_jobs.run_it]\ntest = "It"\nresult_name = "it"\n'
+    )
+    monkeypatch.setenv("CI_PIPELINE_PROFILE", str(profile))
+    monkeypatch.setenv("CI_SLACK_BOT_TOKEN", "xoxb-1")
+    result = run("check-config", "--json")
+    assert result.exit_code == 1
+    assert "no channel for run_it" in json.loads(result.output)["problems"][0]
+    monkeypatch.setenv("SLACK_REPORT_CHANNEL", "#ci")
+    assert run("check-config").exit_code == 0
