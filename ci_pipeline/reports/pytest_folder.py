@@ -46,7 +46,7 @@ class _Folder:
             self.problems.append(f"{name}.txt is empty")
         if b"\x1b" in text:
             text = _ANSI.sub(b"", text)
-        return text.replace(b"\r\n", b"\n") if b"\r\n" in text else text
+        return text.replace(b"\r\n", b"\n") if b"\r" in text else text
 
     def check(self, name: str) -> None:
         """Note it if `<name>.txt` is missing, empty or no file, without reading it."""
@@ -105,7 +105,8 @@ def _red(
 ) -> Iterator[TestOutcome]:
     """The failing tests, then the errors, each with its message and its trace; pytest counted `failed` and `errors`.
 
-    A test that failed and whose teardown broke as well is both.
+    As pytest counts them: a test that failed and whose teardown broke as well is both, and so is every failing subtest
+    besides its test.
     """
     failures: Sequence[Entry] = ()
     broken: Sequence[Entry] = ()
@@ -120,7 +121,7 @@ def _red(
 
     if failed != 0:
         crashes = crash_lines(folder.read("failures_line"))
-        failures = without_ghosts(failed_lines(summary), failed, crashes, failure_headlines)
+        failures = without_ghosts(failed_lines(summary, failed, crashes), failed, crashes, failure_headlines)
         folder.compare(failed, failures, "failed")
         failures = failures or _named(failure_headlines(), failed, len(summary))
     if errors != 0:
@@ -136,16 +137,13 @@ def _red(
         ("error", broken, traces(broken, (), lambda: [error_text])),
     )
     for outcome, entries, lines in red:
-        seen: set[bytes] = set()
         for entry, trace in zip(entries, lines, strict=True):
-            if entry.node_id not in seen:
-                seen.add(entry.node_id)
-                end = ends[entry.start]
-                if other := _NOT_RED.search(summary, entry.message_start, end):
-                    end = other.start()
-                node_id = entry.node_id.decode(errors="replace")
-                message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
-                yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
+            end = ends[entry.start]
+            if other := _NOT_RED.search(summary, entry.message_start, end):
+                end = other.start()
+            node_id = entry.node_id.decode(errors="replace")
+            message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
+            yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
 
 
 def _named(names: Sequence[bytes], counted: int | None, end: int) -> list[Entry]:

@@ -7,7 +7,7 @@ own totals, the crash lines and the headlines of its tracebacks tell an entry fr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 # `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
@@ -40,21 +40,30 @@ class Crash(NamedTuple):
         return self.text == message or (message.endswith(b"...") and self.text.startswith(message[:-3]))
 
 
-def split_node_id(text: bytes) -> tuple[bytes, bytes]:
+def split_node_id(text: bytes, messages: Collection[bytes] = ()) -> tuple[bytes, bytes]:
     """Split `<node id> - <message>`, as pytest joins them; the message is empty where there is none.
 
-    Parameters may hold ` - ` themselves: the node id ends where its brackets do.
+    Parameters may hold ` - ` themselves: the node id ends where its brackets do. Where that leaves a choice, one of the
+    known `messages` decides.
     """
     end = text.find(b" - ")
     while True:
         node_id = text if end < 0 else text[:end]
         name = node_id.find(b"::")
         if _NODE_ID.match(node_id) and (name < 0 or node_id.find(b"[", name) < 0 or node_id.endswith(b"]")):
-            return node_id, b"" if end < 0 else text[end + 3 :]
+            break
         if end < 0:
-            node_id, _, message = text.partition(b" - ")
-            return node_id, message
+            end = text.find(b" - ")
+            break
         end = text.find(b" - ", end + 3)
+    if end < 0:
+        return text, b""
+    other = text.find(b"] - ", end)
+    while other >= 0 and messages and text[end + 3 :].strip() not in messages:
+        if text[other + 4 :].strip() in messages:
+            end = other + 1
+        other = text.find(b"] - ", other + 1)
+    return text[:end], text[end + 3 :]
 
 
 def headline(node_id: bytes) -> bytes:
@@ -67,7 +76,7 @@ def headline(node_id: bytes) -> bytes:
     return name.replace(b"::", b".") + bracket + parameters if separator else path
 
 
-def lines_of(text: bytes, word: bytes) -> list[Entry]:
+def lines_of(text: bytes, word: bytes, messages: Collection[bytes] = ()) -> list[Entry]:
     """Every line of the summary that begins with `word`, ghosts included; `text` begins with a newline."""
     entries: list[Entry] = []
     prefix = b"\n" + word + b" "
@@ -77,18 +86,19 @@ def lines_of(text: bytes, word: bytes) -> list[Entry]:
         end = text.find(b"\n", begin)
         if end < 0:
             end = len(text)
-        node_id, message = split_node_id(text[begin:end])
+        node_id, message = split_node_id(text[begin:end], messages)
         entries.append(Entry(start, node_id, message, end - len(message)))
         start = text.find(prefix, end)
     return entries
 
 
-def failed_lines(text: bytes) -> list[Entry]:
-    """Every line that says that a test or a subtest failed, ghosts included."""
-    entries = lines_of(text, b"FAILED")
-    if b"SUBFAIL" in text:
+def failed_lines(text: bytes, counted: int | None, crashes: Sequence[Crash]) -> list[Entry]:
+    """Every line that says that a test or a subtest failed, ghosts included; see `without_ghosts`."""
+    messages = {crash.text for crash in crashes}
+    entries = lines_of(text, b"FAILED", messages)
+    if len(entries) != counted and b"SUBFAIL" in text:
         for found in _SUBTEST.finditer(text):
-            node_id, message = split_node_id(found["rest"])
+            node_id, message = split_node_id(found["rest"], messages)
             subtest = (found["after"] or found["before"] or b"").strip()
             node_id = node_id + b" " + subtest if subtest else node_id
             entries.append(Entry(found.start(), node_id, message, found.end() - len(message)))
