@@ -208,7 +208,8 @@ def _missing(
             reason = f"no artifact: its CI job {_ended(job)}"
             found.append(Problem(name, reason, artifact.device, test_job, artifact.matrix_entry))
 
-    silent = [job for job in jobs if job.conclusion != "skipped" and job not in announced.values()]
+    uploading = {job.id for job in announced.values()}
+    silent = [job for job in jobs if job.conclusion != "skipped" and job.id not in uploading]
     for folder in folders:
         entry = matrix_entry(folder)
         if stopped := [job for job in silent if folder in re.split(r"\s*[(),]\s*", job.name)]:
