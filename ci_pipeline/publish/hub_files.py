@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
+
 from ci_pipeline.publish.slack_classic import NO_DEVICE, Where, classic_report
 
 if TYPE_CHECKING:
@@ -75,11 +77,10 @@ def render(report: JobReport, profile: Profile, *, previous_model_table: str = "
             files[f"{name}.json"] = failures_by_module(failures, profile, report.test_job)
     if report.previous and report.previous.outcomes is not None:
         files["test_results_diff.json"] = results_diff(report.reports, report.previous)
-    return {name: (content if isinstance(content, str) else _json(content)).encode() for name, content in files.items()}
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=4, ensure_ascii=False)
+    return {
+        name: content.encode() if isinstance(content, str) else to_json(content, indent=4)
+        for name, content in files.items()
+    }
 
 
 def failures_by_module(failures: Sequence[Where], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:

@@ -132,12 +132,12 @@ class Table(NamedTuple):
         return prepare_reports(self.title, self.header, rows, to_truncate)
 
 
-def _table(title: str, columns: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Table:
-    """Numbers by name, right-aligned below `columns`; all columns are as wide as the widest."""
+def _table(title: str, columns: Sequence[str], counts: Iterable[tuple[str, Sequence[int]]]) -> Table:
+    """Numbers and what they are of, right-aligned below `columns`, which are as wide as the widest of them."""
     width = max(map(len, columns))
     line = " | ".join([f"{{:>{width}}}"] * len(columns)) + " | {}"
     head = line.format(*columns, "Category")
-    return Table(title, f"{head}\n", [line.format(*numbers, name) for name, numbers in counts.items()])
+    return Table(title, f"{head}\n", [line.format(*numbers, name) for name, numbers in counts])
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -180,8 +180,13 @@ class ClassicReport:
         return {**self.model_results, **self.additional_results}
 
     @cached_property
+    def _failed(self) -> dict[str, Counter[str]]:
+        """Failures by device, of each of the results."""
+        return {name: failed_by_device(result) for name, result in self.results.items()}
+
+    @cached_property
     def n_failures(self) -> int:
-        return sum(failed_by_device(result).total() for result in self.results.values())
+        return sum(failed.total() for failed in self._failed.values())
 
     @cached_property
     def n_errors(self) -> int:
@@ -230,7 +235,7 @@ class ClassicReport:
     @cached_property
     def _devices(self) -> dict[str, str]:
         """Devices that have a column, by name: the profile's, and any other that something failed on."""
-        others = {device for result in self.results.values() for device in failed_by_device(result)}
+        others = {device for failed in self._failed.values() for device in failed}
         known = {device: entry.label or _title(device) for device, entry in self.profile.devices.items()}
         return known | {device: _title(device) for device in sorted(others - known.keys())}
 
@@ -247,51 +252,50 @@ class ClassicReport:
                 for category, failed in result.get("failed", {}).items():
                     counts[category].update({_device(device): count for device, count in failed.items() if count})
         order = [*self.profile.categories, *(c for c in counts if c not in self.profile.categories)]
-        rows = {c: [counts[c][device] for device in self._devices] for c in order if c in counts and counts[c].total()}
+        rows = [(c, [counts[c][device] for device in self._devices]) for c in order if counts[c].total()]
         return _table("The following categories had failures", list(self._devices.values()), rows)
 
     def model_table(self) -> Table:
         """Failures of the matrix entries that are models."""
-        columns = dict(self._job.columns) if self._job else {}
-        entries = self._entries_with_failures(lambda name: name not in self.profile.non_model_test_modules)
         title = f"These following {self._kind} modules had failures"
-        if not columns:
-            return self._by_device(title, entries)
-        labels = [f"{label} {short}" for short in columns for label in self._devices.values()]
-        rows: dict[str, list[int]] = {}
-        for name, result in entries.items():
-            failed = result.get("failed", {})
-            cells = [
-                failed.get(category, {}).get(device, 0) for category in columns.values() for device in self._devices
-            ]
-            rows[name] = [*cells, failed_by_device(result).total() - sum(cells)]
+        names = self._failing_entries(modules=False)
+        if not (self._job and self._job.columns):
+            return self._by_device(title, names)
+        columns = [(category, device) for category in self._job.columns.values() for device in self._devices]
+        labels = [f"{label} {short}" for short in self._job.columns for label in self._devices.values()]
+        rows: list[tuple[str, list[int]]] = []
+        for entry, name in names.items():
+            failed = self.model_results[entry].get("failed", {})
+            cells = [failed.get(category, {}).get(device, 0) for category, device in columns]
+            rows.append((name, [*cells, self._failed[entry].total() - sum(cells)]))
         return _table(title, [*labels, "Other"], rows)
 
     def module_table(self) -> Table:
         """Failures of the matrix entries that are other modules."""
-        entries = self._entries_with_failures(lambda name: name in self.profile.non_model_test_modules)
-        return self._by_device(f"The following {self._kind} modules had failures", entries)
+        title = f"The following {self._kind} modules had failures"
+        return self._by_device(title, self._failing_entries(modules=True))
 
     def additional_table(self) -> Table:
         """Failures of the tests that have no matrix."""
-        failing = {
-            f"{'[Errored out] ' if result.get('error') else ''}{name}": result
+        names = {
+            name: f"{'[Errored out] ' if result.get('error') else ''}{name}"
             for name, result in sorted(self.additional_results.items())
-            if failed_by_device(result)
+            if self._failed[name]
         }
-        return self._by_device("The following non-modeling tests had failures", failing)
+        return self._by_device("The following non-modeling tests had failures", names)
 
     @property
     def _kind(self) -> str:
         return self._job.result_name if self._job else self.test_job
 
-    def _entries_with_failures(self, belongs: Callable[[str], bool]) -> dict[str, JobResult]:
-        named = {self.display_name(entry): result for entry, result in self.model_results.items()}
-        return {name: named[name] for name in sorted(named) if belongs(name) and failed_by_device(named[name])}
+    def _failing_entries(self, *, modules: bool) -> dict[str, str]:
+        """The matrix entries with failures, and their names, by which they are sorted."""
+        others = self.profile.non_model_test_modules
+        failing = [entry for entry in self.model_results if self._failed[entry] and (entry in others) == modules]
+        return {entry: self.display_name(entry) for entry in sorted(failing, key=self.display_name)}
 
-    def _by_device(self, title: str, entries: Mapping[str, JobResult]) -> Table:
-        counts = {name: failed_by_device(result) for name, result in entries.items()}
-        rows = {name: [count[device] for device in self._devices] for name, count in counts.items()}
+    def _by_device(self, title: str, names: Mapping[str, str]) -> Table:
+        rows = [(name, [self._failed[entry][device] for device in self._devices]) for entry, name in names.items()]
         return _table(title, list(self._devices.values()), rows)
 
     # --- the main message
