@@ -105,6 +105,11 @@ class Load:
         writer.close()
 
 
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -164,6 +169,7 @@ def main() -> None:
             start = time.perf_counter()
             memory = asyncio.run(drive(load, relay, args.connections, args.kill, args.callbacks))
             wall = time.perf_counter() - start
+            cpu = cpu_seconds(relay.pid)
         finally:
             relay.kill()
             relay.wait()
@@ -172,6 +178,7 @@ def main() -> None:
         print(f"{len(ranked)} callbacks of {args.body} KB, {args.connections} connections: {len(ranked) / wall:.0f}/s")
         quantiles = ", ".join(f"p{q} {ranked[len(ranked) * q // 100] * 1000:.1f} ms" for q in (50, 90, 99))
         print(f"{quantiles}, slowest {ranked[-1] * 1000:.0f} ms; {len(load.refused)} refused {load.refused[:1]}")
+        print(f"relay's CPU, start included: {cpu / len(ranked) * 1000:.2f} ms per callback")
         print("relay's memory, MiB, at each tenth: " + " ".join(f"{value:.0f}" for value in memory))
         store = SqliteStore(path)
         rank = {"in_progress": 1, "completed": 2}

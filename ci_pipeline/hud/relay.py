@@ -5,13 +5,13 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from asyncio import wrap_future
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from ci_pipeline.oot import Refused, record
 from ci_pipeline.oot.payload import MAX_BODY_BYTES, Callback, Results, read_results
@@ -51,8 +51,8 @@ def relay_router() -> APIRouter:
         relay: Relay = request.app.state.relay
         authorization = request.headers.get("authorization")
 
-        def take(body: bytes) -> dict[str, Any]:
-            return {"ok": True, "status": relay.receive(authorization, body)}
+        async def take(body: bytes) -> dict[str, Any]:
+            return {"ok": True, "status": await relay.receive(authorization, body)}
 
         return await _answer(request, take)
 
@@ -64,10 +64,10 @@ def relay_router() -> APIRouter:
         if not any(hmac.compare_digest(token, known.encode()) for known in request.app.state.relay_tokens):
             return _refusal(Refused(401, "X-OOT-Relay-Token is not right"))
 
-        def take(body: bytes) -> dict[str, Any]:
+        async def take(body: bytes) -> dict[str, Any]:
             results = read_results(body)
             fields = record.flatten(results.trusted, results.untrusted.callback_payload, relay.upstream)
-            relay.store.write(fields)
+            await wrap_future(relay.store.write(fields))
             return {"ok": True, "status": fields["status"], "dynamoKey": fields["dynamoKey"]}
 
         return await _answer(request, take)
@@ -75,10 +75,9 @@ def relay_router() -> APIRouter:
     return router
 
 
-async def _answer(request: Request, take: Callable[[bytes], dict[str, Any]]) -> Response:
+async def _answer(request: Request, take: Callable[[bytes], Awaitable[dict[str, Any]]]) -> Response:
     try:
-        body = await _read_body(request)
-        return JSONResponse(await run_in_threadpool(take, body))
+        return JSONResponse(await take(await _read_body(request)))
     except Refused as refused:
         log.info("%s refused with %d: %s", request.url.path, refused.status, refused.detail)
         return _refusal(refused)

@@ -177,18 +177,21 @@ class AllowlistCache:
         self.location = location
         self._ttl = ttl
         self._clock = clock
-        self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._allowlist = read_allowlist(location) if location else Allowlist({})
-        self._read_at = clock()
+        self._old_at = clock() + ttl
 
     def current(self) -> Allowlist:
-        # One caller reads it again, the others go on with the copy.
-        if self.location and self._clock() - self._read_at > self._ttl and self._lock.acquire(blocking=False):
-            try:
-                self._read_at = self._clock()
-                self._allowlist = read_allowlist(self.location)
-            except AllowlistError as error:
-                log.warning("Allowlist not read again, the last good copy stays: %s", error)
-            finally:
-                self._lock.release()
+        """The copy at hand, at once; when it is old, it is read again meanwhile."""
+        if self.location and self._clock() > self._old_at and self._reading.acquire(blocking=False):
+            threading.Thread(target=self._read_again, name="oot-allowlist", daemon=True).start()
         return self._allowlist
+
+    def _read_again(self) -> None:
+        try:
+            self._allowlist = read_allowlist(self.location)
+        except AllowlistError as error:
+            log.warning("Allowlist not read again, the last good copy stays: %s", error)
+        finally:
+            self._old_at = self._clock() + self._ttl
+            self._reading.release()

@@ -11,7 +11,7 @@ _ALGORITHM = "HS256"
 _KIND = "oot-callback"
 
 
-def mint(dispatch: Dispatch, key: bytes, valid_days: float = 3.0) -> str:
+def mint(dispatch: Dispatch, key: str, valid_days: float = 3.0) -> str:
     """A token over `{delivery_id, repo, pr_number, head_sha, dispatched_at}`, for `callback_token`."""
     claims = {
         "aud": _KIND,
@@ -25,7 +25,7 @@ def mint(dispatch: Dispatch, key: bytes, valid_days: float = 3.0) -> str:
     return jwt.encode(claims, key, algorithm=_ALGORITHM)
 
 
-def verify(token: str, step: Step, key: bytes) -> None:
+def verify(token: str, step: Step, key: str) -> None:
     """Hold a callback to the dispatch that its token was minted for.
 
     One token serves every job and every attempt of its dispatch. Completing a job consumes it for that job: the

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import httpx2
 import jwt
 from jwt.algorithms import RSAAlgorithm
+from jwt.utils import base64url_decode
 
 from ci_pipeline.oot import Refused
 from ci_pipeline.settings import OidcIssuer
@@ -45,42 +47,45 @@ class KeySet:
     def __init__(self, uri: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.uri = uri
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = asyncio.Lock()
         self._keys: dict[str, Any] = {}
         self._fresh_until = 0.0
         self._next_fetch = 0.0
         self._failure = ""
 
-    def key(self, kid: str) -> Any:
+    async def key(self, kid: str) -> Any:
         """The public key of this id, or None.
 
         Raises:
             Refused: the id is unknown and the keys cannot be fetched now (503).
         """
-        if kid not in self._keys or self._clock() > self._fresh_until:
-            self._fetch(kid)
+        if self._stale(kid):
+            async with self._lock:
+                if self._stale(kid):  # nobody was faster
+                    await self._fetch()
         key = self._keys.get(kid)
         if key is None and self._failure:
             raise Refused(503, f"the keys of the token's issuer cannot be fetched: {self._failure}", retry_after=10)
         return key
 
-    def _fetch(self, kid: str) -> None:
-        with self._lock:
-            now = self._clock()
-            if now < self._next_fetch or (kid in self._keys and now <= self._fresh_until):
-                return
-            try:
-                response = httpx2.get(self.uri, timeout=5.0)
-                response.raise_for_status()
-                keys = _rsa_keys(response.json())
-            except (httpx2.HTTPError, ValueError) as error:
-                self._failure = str(error) or type(error).__name__
-                self._next_fetch = now + (REFETCH_SECONDS if self._keys else 5.0)
-                log.warning("Keys of %s not fetched, the last good copy stays: %s", self.uri, self._failure)
-                return
-            # The first fetch is not a second one: a key rotated right after it is found at once.
-            self._next_fetch = now + REFETCH_SECONDS if self._keys else now
-            self._keys, self._fresh_until, self._failure = keys, now + FRESH_SECONDS, ""
+    def _stale(self, kid: str) -> bool:
+        now = self._clock()
+        return (kid not in self._keys or now > self._fresh_until) and now >= self._next_fetch
+
+    async def _fetch(self) -> None:
+        now = self._clock()
+        try:
+            async with httpx2.AsyncClient(timeout=5.0) as client:
+                response = await client.get(self.uri)
+            keys = _rsa_keys(response.raise_for_status().json())
+        except (httpx2.HTTPError, ValueError) as error:
+            self._failure = str(error) or type(error).__name__
+            self._next_fetch = now + (REFETCH_SECONDS if self._keys else 5.0)
+            log.warning("Keys of %s not fetched, the last good copy stays: %s", self.uri, self._failure)
+            return
+        # The first fetch is not a second one: a key rotated right after it is found at once.
+        self._next_fetch = now + REFETCH_SECONDS if self._keys else now
+        self._keys, self._fresh_until, self._failure = keys, now + FRESH_SECONDS, ""
 
 
 def _rsa_keys(jwks: Any) -> dict[str, Any]:
@@ -115,7 +120,7 @@ class Verifier:
         self._audience = audience
         self._verified: dict[bytes, tuple[float, str, Any, KeySet, Identity]] = {}
 
-    def identity(self, authorization: str | None) -> Identity:
+    async def identity(self, authorization: str | None) -> Identity:
         """Who is behind an `Authorization` header.
 
         Raises:
@@ -128,10 +133,10 @@ class Verifier:
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
         if known := self._verified.get(digest):
             expires, kid, key, keys, identity = known
-            if time.time() < expires and keys.key(kid) is key:
+            if time.time() < expires and await keys.key(kid) is key:
                 return identity
         try:
-            identity, expires, kid, key, keys = self._verify(token)
+            identity, expires, kid, key, keys = await self._verify(token)
         except jwt.PyJWTError as error:
             raise Refused(401, f"the OIDC token is not valid: {error}") from None
         if len(self._verified) >= CACHED_TOKENS:
@@ -139,15 +144,15 @@ class Verifier:
         self._verified[digest] = (expires, kid, key, keys, identity)
         return identity
 
-    def _verify(self, token: str) -> tuple[Identity, float, str, Any, KeySet]:
-        unverified = jwt.decode_complete(token, options={"verify_signature": False})
-        issuer, keys = self._issuers.get(str(unverified["payload"].get("iss")), (None, None))
+    async def _verify(self, token: str) -> tuple[Identity, float, str, Any, KeySet]:
+        header, payload = _unverified(token)
+        issuer, keys = self._issuers.get(str(payload.get("iss")), (None, None))
         if issuer is None or keys is None:
             raise Refused(401, "the OIDC token is of an issuer that is not trusted here")
-        if unverified["header"].get("alg") not in _ALGORITHMS:
+        if header.get("alg") not in _ALGORITHMS:
             raise Refused(401, "the OIDC token is not signed with RS256")
-        kid = str(unverified["header"].get("kid"))
-        key = keys.key(kid)
+        kid = str(header.get("kid"))
+        key = await keys.key(kid)
         if key is None:
             raise Refused(401, "the OIDC token is signed with a key that its issuer does not know")
         claims = jwt.decode(
@@ -160,6 +165,17 @@ class Verifier:
             options={"require": ["exp", "iss", "aud"], "verify_iat": False},
         )
         return _identity(issuer, claims), float(claims["exp"]), kid, key, keys
+
+
+def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and payload as they claim to be, to find the key by which they are then verified."""
+    try:
+        header, payload = (json.loads(base64url_decode(part)) for part in token.split(".")[:2])
+    except (ValueError, RecursionError):
+        header = payload = None
+    if not isinstance(header, dict) or not isinstance(payload, dict):
+        raise Refused(401, "the OIDC token is not a JSON Web Token")
+    return header, payload
 
 
 def _identity(issuer: OidcIssuer, claims: dict[str, Any]) -> Identity:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import threading
+from asyncio import to_thread, wrap_future
 from collections.abc import Callable
 
 import httpx2
@@ -45,14 +46,19 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="oot-outbox", daemon=True)
         self._thread.start()
 
-    def advance(self, step: Step, now: float, message: Callable[[Transition], Message]) -> bool:
+    async def advance(
+        self, step: Step, now: float, message: Callable[[Transition], Message], *, rate_limit: int = 0
+    ) -> bool:
         """`Store.advance` with a message in place of a record; True when the HUD has it by now."""
-        if self._store.advance(step, now, message) is None:
+        if await wrap_future(self._store.advance(step, now, message, rate_limit=rate_limit)) is None:
             return True
         newest = self._store.newest_message()
         self._wake.set()
+        return not self._down and await to_thread(self._wait, newest)
+
+    def _wait(self, newest: int) -> bool:
         with self._progress:
-            return self._progress.wait_for(lambda: self._delivered >= newest, 0.0 if self._down else self._patience)
+            return self._progress.wait_for(lambda: self._delivered >= newest, self._patience)
 
     def close(self) -> None:
         self._closed.set()
@@ -108,7 +114,7 @@ class Outbox:
             response = self._client.post(self._url, content=body, headers={"content-type": "application/json"})
             if response.status_code in _FINAL:
                 log.error("The HUD refused results for good, they are kept aside: %s", response.text[:500])
-                self._store.settle_message(id, refused=response.text[:500])
+                self._store.settle_message(id, refused=response.text[:500]).result()
                 return
             if not response.is_success:
                 raise _Undelivered(f"{self._url}: {response.status_code} {response.text[:200]}")
@@ -117,4 +123,4 @@ class Outbox:
                 log.warning("Results wait for the HUD: %s", error)
             self._down = True
             raise
-        self._store.settle_message(id)
+        self._store.settle_message(id).result()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from asyncio import wrap_future
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from ci_pipeline.oot import Refused, callback_token, record
@@ -42,7 +44,7 @@ class Relay:
     clock: Callable[[], float] = time.time
     _repository_ids: dict[str, str] = field(default_factory=dict[str, str], init=False)
 
-    def receive(self, authorization: str | None, body: bytes) -> Answer:
+    async def receive(self, authorization: str | None, body: bytes) -> Answer:
         """Take one callback; when this returns, it is durable.
 
         Raises:
@@ -51,26 +53,27 @@ class Relay:
         """
         now = self.clock()
         callback = read_callback(body)
-        identity = self.verifier.identity(authorization)
+        identity = await self.verifier.identity(authorization)
         entry = self.allowlist.current().find(identity.repo)
         if entry is None:
             raise Refused(403, f"{identity.repo} is not on the allowlist")
         if entry.level == "L1":
             return "ignored"
-        self._check_repository(identity)
+        await self._check_repository(identity)
         # The allowlist's spelling is the one that was dispatched to.
-        return self._take(entry.repo, entry.level, callback, body, now)
+        return await self._take(entry.repo, entry.level, callback, body, now)
 
     @cached_property
-    def _signing_key(self) -> bytes:
+    def _signing_key(self) -> Future[str]:
         return self.store.signing_key()
 
-    def _check_repository(self, identity: Identity) -> None:
+    async def _check_repository(self, identity: Identity) -> None:
         """A name that was given up and claimed by somebody else has another id."""
         repo = identity.repo.lower()
         if not identity.repository_id or self._repository_ids.get(repo) == identity.repository_id:
             return
-        known = self._repository_ids[repo] = self.store.repository_id(repo, identity.repository_id)
+        known = await wrap_future(self.store.repository_id(repo, identity.repository_id))
+        self._repository_ids[repo] = known
         if known != identity.repository_id:
             raise Refused(
                 401,
@@ -78,30 +81,35 @@ class Relay:
                 " an operator must confirm that it is still the same backend",
             )
 
-    def _take(self, repo: str, level: Level, callback: Callback | Refused, body: bytes, now: float) -> Answer:
-        if self.rate_limit and (wait := self.store.seconds_to_wait(repo, self.rate_limit, now)):
-            raise Refused(429, f"{repo} may send {self.rate_limit} callbacks per minute", retry_after=wait)
-        if isinstance(callback, Refused):
-            raise callback
-        base = record.flatten(Trusted(verified_repo=repo, downstream_repo_level=level), callback, self.upstream)
-        step = record.step(callback, base)
-        self._check_token(callback, step)
-        if self.outbox is None:
-            self.store.advance(step, now, lambda transition: {**base, **transition.measured})
-            return step.status
-        delivered = self.outbox.advance(step, now, lambda transition: _results(repo, level, transition, body))
-        return step.status if delivered else "queued"
+    async def _take(self, repo: str, level: Level, callback: Callback | Refused, body: bytes, now: float) -> Answer:
+        try:
+            if isinstance(callback, Refused):
+                raise callback
+            trusted = Trusted(verified_repo=repo, downstream_repo_level=level)
+            base = record.flatten(trusted, callback, self.upstream)
+            step = record.step(callback, base)
+            await self._check_token(callback, step)
+        except Refused:
+            await wrap_future(self.store.count_request(repo, self.rate_limit, now))
+            raise
+        if self.outbox:
+            message = partial(_results, repo, level, body)
+            delivered = await self.outbox.advance(step, now, message, rate_limit=self.rate_limit)
+            return step.status if delivered else "queued"
+        written = self.store.advance(step, now, lambda done: {**base, **done.measured}, rate_limit=self.rate_limit)
+        await wrap_future(written)
+        return step.status
 
-    def _check_token(self, callback: Callback, step: Step) -> None:
+    async def _check_token(self, callback: Callback, step: Step) -> None:
         if self.token_mode == "off" or callback.self_report:
             return
         if callback.callback_token:
-            callback_token.verify(callback.callback_token, step, self._signing_key)
+            callback_token.verify(callback.callback_token, step, await wrap_future(self._signing_key))
         elif self.token_mode == "required":
             raise Refused(403, "callback_token is required here: send the one that came with the dispatch")
 
 
-def _results(repo: str, level: Level, transition: Transition, body: bytes) -> Message:
+def _results(repo: str, level: Level, body: bytes, transition: Transition) -> Message:
     """The body for the HUD API, the callback in it byte for byte."""
     trusted = {
         "verified_repo": repo,

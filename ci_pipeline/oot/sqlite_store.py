@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Step, Transition, decide
 from ci_pipeline.oot.record import FIELDS, Record
-from ci_pipeline.oot.store import Change, ChangePage, Message, StoreUnavailable
+from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, too_many
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ CREATE INDEX IF NOT EXISTS message_pending ON message (id) WHERE refused IS NULL
 """
 
 _BATCH = 256
-_WINDOW = 60.0
 _FOREVER = 1e12
 
 
@@ -54,7 +53,8 @@ class SqliteStore:
         self._state_seconds = state_days * 86400
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._closing = False
+        self._open = threading.Lock()
+        self._closed = False
         try:
             connection = self._connect()
             connection.executescript(_SCHEMA)
@@ -73,71 +73,86 @@ class SqliteStore:
 
     # --- writing: one thread, one transaction for all that waits -----------------------------------------------------
 
-    def _submit(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        """Run `work` in the next transaction; wait for its commit, or with `durable=False` only for its result."""
-        task = _Task(work, durable)
-        if self._writer.is_alive():
+    def _submit(self, work: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run `work` in the next transaction; done when that is committed.
+
+        When it raises Refused, what it wrote so far stays.
+        """
+        task = _Task(work, Future())
+        with self._open:
+            if self._closed:
+                raise StoreUnavailable(f"{self.path} is closed")
             self._queue.put(task)
-        try:
-            return task.future.result(timeout=30.0 if self._writer.is_alive() else 0.0)
-        except TimeoutError:
-            raise StoreUnavailable(f"{self.path}: nothing is written at present") from None
+        return task.future
 
     def _write_loop(self, connection: sqlite3.Connection) -> None:
         purge_at = 0.0
-        while not self._closing:
-            tasks = self._waiting()
-            failure = None
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                for task in tasks:
-                    task.run(connection)
-                if time.time() > purge_at:
-                    connection.execute("DELETE FROM lifecycle WHERE expires_at < ?", (time.time(),))
-                    purge_at = time.time() + 600
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                log.error("%s: %s", self.path, error)
-                failure = error
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-            for task in tasks:
-                task.settle(failure)
+        while tasks := self._waiting():
+            if time.time() > purge_at:
+                tasks.append(_Task(_purge, Future()))
+                purge_at = time.time() + 600
+            self._commit(connection, tasks)
         connection.close()
 
+    def _commit(self, connection: sqlite3.Connection, tasks: list[_Task]) -> None:
+        outcomes: list[Any] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for task in tasks:
+                try:
+                    outcomes.append(task.work(connection))
+                except Refused as refused:
+                    outcomes.append(refused)
+            connection.execute("COMMIT")
+        except Exception as error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            if len(tasks) > 1:  # one of them spoils it for the others
+                for task in tasks:
+                    self._commit(connection, [task])
+                return
+            log.error("%s: %s", self.path, error)
+            outcomes = [StoreUnavailable(str(error))]
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                task.future.set_exception(outcome)
+            else:
+                task.future.set_result(outcome)
+
     def _waiting(self) -> list[_Task]:
-        """Everything that waits to be written, after waiting for the first."""
+        """Everything that waits to be written, after waiting for the first; nothing when the store was closed."""
         tasks: list[_Task] = []
         task = self._queue.get()
         while task:
             tasks.append(task)
-            if len(tasks) == _BATCH:
+            if len(tasks) == _BATCH or self._queue.empty():
                 return tasks
-            try:
-                task = self._queue.get_nowait()
-            except queue.Empty:
-                return tasks
-        self._closing = True
+            task = self._queue.get()
+        self._queue.put(None)
         return tasks
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._writer.join(timeout=10)
+        """Write what waits, then close; what comes later is refused."""
+        with self._open:
+            self._closed = True
+            self._queue.put(None)
+        self._writer.join()
         self._reader.close()
 
-    def register_dispatch(self, dispatch: Dispatch) -> None:
-        key, item = _dispatch_key(dispatch.delivery_id, dispatch.repo), asdict(dispatch)
-        self._submit(lambda connection: self._put(connection, key, item, self._expiry()))
+    def register_dispatch(self, dispatch: Dispatch) -> Future[None]:
+        key, expires_at = _dispatch_key(dispatch.delivery_id, dispatch.repo), time.time() + self._state_seconds
+        return self._submit(lambda connection: _put(connection, key, dispatch, expires_at))
 
-    def advance(self, step: Step, now: float, effect: Callable[[Transition], Record | Message]) -> Transition | None:
+    def advance(
+        self, step: Step, now: float, effect: Callable[[Transition], Record | Message], *, rate_limit: int = 0
+    ) -> Future[Transition | None]:
         def work(connection: sqlite3.Connection) -> Transition | None:
-            state = self._get(connection, f"job {step.job}")
-            dispatch = None if state else self._get(connection, _dispatch_key(step.delivery_id, step.repo))
-            transition = decide(
-                step, Dispatch(**dispatch) if dispatch else None, JobState(**state) if state else None, now
-            )
+            _count_request(connection, step.repo, rate_limit, now)
+            state = _get(connection, f"job {step.job}", JobState)
+            dispatch = None if state else _get(connection, _dispatch_key(step.delivery_id, step.repo), Dispatch)
+            transition = decide(step, dispatch, state, now)
             if transition:
-                self._put(connection, f"job {step.job}", asdict(transition.state), self._expiry())
+                _put(connection, f"job {step.job}", transition.state, time.time() + self._state_seconds)
                 written = effect(transition)
                 if isinstance(written, bytes):
                     connection.execute("INSERT INTO message (body) VALUES (?)", (written,))
@@ -147,62 +162,20 @@ class SqliteStore:
 
         return self._submit(work)
 
-    def write(self, record: Record) -> None:
-        self._submit(lambda connection: _upsert(connection, record))
+    def write(self, record: Record) -> Future[None]:
+        return self._submit(lambda connection: _upsert(connection, record))
 
-    def seconds_to_wait(self, repo: str, limit: int, now: float) -> float:
-        def work(connection: sqlite3.Connection) -> float:
-            # Requests are numbered: the one that is `limit` before this one must have left the window.
-            last = "SELECT n FROM request WHERE repo = ? ORDER BY n DESC LIMIT 1"
-            n = (connection.execute(last, (repo,)).fetchone() or (0,))[0] + 1
-            before = connection.execute("SELECT at FROM request WHERE repo = ? AND n = ?", (repo, n - limit)).fetchone()
-            if before and before[0] > now - _WINDOW:
-                return before[0] + _WINDOW - now
-            connection.execute("INSERT INTO request VALUES (?, ?, ?)", (repo, n, now))
-            # Two out for one in: the table shrinks to what the window holds.
-            oldest = "SELECT n FROM request WHERE repo = ? ORDER BY n LIMIT 2"
-            connection.execute(
-                f"DELETE FROM request WHERE repo = ? AND at <= ? AND n IN ({oldest})", (repo, now - _WINDOW, repo)
-            )
-            return 0.0
+    def count_request(self, repo: str, rate_limit: int, now: float) -> Future[None]:
+        return self._submit(lambda connection: _count_request(connection, repo, rate_limit, now))
 
-        return self._submit(work, durable=False)
+    def repository_id(self, repo: str, repository_id: str) -> Future[str]:
+        return self._submit(lambda connection: _remember(connection, f"repository {repo}", repository_id))
 
-    def repository_id(self, repo: str, repository_id: str) -> str:
-        def work(connection: sqlite3.Connection) -> str:
-            known = self._get(connection, f"repository {repo}")
-            if known is None:
-                self._put(connection, f"repository {repo}", {"id": repository_id}, _FOREVER)
-            return known["id"] if known else repository_id
+    def confirm_repository(self, repo: str, repository_id: str) -> Future[None]:
+        return self._submit(lambda connection: _put(connection, f"repository {repo}", repository_id, _FOREVER))
 
-        return self._submit(work)
-
-    def confirm_repository(self, repo: str, repository_id: str) -> None:
-        item = {"id": repository_id}
-        self._submit(lambda connection: self._put(connection, f"repository {repo}", item, _FOREVER))
-
-    def signing_key(self) -> bytes:
-        def work(connection: sqlite3.Connection) -> str:
-            known = self._get(connection, "signing key")
-            if known is None:
-                known = {"key": secrets.token_hex(32)}
-                self._put(connection, "signing key", known, _FOREVER)
-            return known["key"]
-
-        return bytes.fromhex(self._submit(work))
-
-    def _expiry(self) -> float:
-        return time.time() + self._state_seconds
-
-    @staticmethod
-    def _get(connection: sqlite3.Connection, key: str) -> dict[str, Any] | None:
-        query = "SELECT item FROM lifecycle WHERE key = ? AND expires_at > ?"
-        row = connection.execute(query, (key, time.time())).fetchone()
-        return json.loads(row[0]) if row else None
-
-    @staticmethod
-    def _put(connection: sqlite3.Connection, key: str, item: dict[str, Any], expires_at: float) -> None:
-        connection.execute("REPLACE INTO lifecycle VALUES (?, ?, ?)", (key, json.dumps(item), expires_at))
+    def signing_key(self) -> Future[str]:
+        return self._submit(lambda connection: _remember(connection, "signing key", secrets.token_hex(32)))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -236,49 +209,64 @@ class SqliteStore:
         """The id of the last that was ever kept, 0 when there was none."""
         return self._query("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'")[0][0]
 
-    def settle_message(self, id: int, refused: str | None = None) -> None:
+    def settle_message(self, id: int, refused: str | None = None) -> Future[None]:
         """It arrived; or it was `refused` for good and is kept aside with the reason."""
-        if refused is None:
-            self._submit(lambda connection: connection.execute("DELETE FROM message WHERE id = ?", (id,)).close())
-        else:
-            update = "UPDATE message SET refused = ? WHERE id = ?"
-            self._submit(lambda connection: connection.execute(update, (refused, id)).close())
+
+        def work(connection: sqlite3.Connection) -> None:
+            if refused is None:
+                connection.execute("DELETE FROM message WHERE id = ?", (id,))
+            else:
+                connection.execute("UPDATE message SET refused = ? WHERE id = ?", (refused, id))
+
+        return self._submit(work)
 
 
-class _Task:
-    """Work for the writer thread, and the future by which its caller waits for it."""
+class _Task(NamedTuple):
+    work: Callable[[sqlite3.Connection], Any]
+    future: Future[Any]
 
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], durable: bool) -> None:
-        self.future: Future[Any] = Future()
-        self._work = work
-        self._durable = durable
-        self._result: Any = None
 
-    def run(self, connection: sqlite3.Connection) -> None:
-        connection.execute("SAVEPOINT task")
-        try:
-            self._result = self._work(connection)
-        except sqlite3.OperationalError:  # the disk, not this task: nobody's work can be committed
-            raise
-        except Exception as error:
-            connection.execute("ROLLBACK TO task")
-            self.future.set_exception(error)
-        else:
-            if not self._durable:
-                self.future.set_result(self._result)
-        connection.execute("RELEASE task")
-
-    def settle(self, failure: sqlite3.Error | None) -> None:
-        if self.future.done():
-            return
-        if failure:
-            self.future.set_exception(StoreUnavailable(str(failure)))
-        else:
-            self.future.set_result(self._result)
+def _purge(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM lifecycle WHERE expires_at < ?", (time.time(),))
 
 
 def _dispatch_key(delivery_id: str, repo: str) -> str:
     return f"dispatch {repo.lower()} {delivery_id}"
+
+
+def _get(connection: sqlite3.Connection, key: str, type: type[T]) -> T | None:
+    query = "SELECT item FROM lifecycle WHERE key = ? AND expires_at > ?"
+    row = connection.execute(query, (key, time.time())).fetchone()
+    return type(*json.loads(row[0])) if row else None
+
+
+def _put(connection: sqlite3.Connection, key: str, item: JobState | Dispatch | str, expires_at: float) -> None:
+    values = [item] if isinstance(item, str) else [getattr(item, name) for name in item.__slots__]
+    connection.execute("REPLACE INTO lifecycle VALUES (?, ?, ?)", (key, json.dumps(values), expires_at))
+
+
+def _remember(connection: sqlite3.Connection, key: str, text: str) -> str:
+    """What this key was first remembered with."""
+    known = _get(connection, key, str)
+    if known is None:
+        _put(connection, key, text, _FOREVER)
+    return text if known is None else known
+
+
+def _count_request(connection: sqlite3.Connection, repo: str, rate_limit: int, now: float) -> None:
+    if not rate_limit:
+        return
+    # Requests are numbered: the one that is `rate_limit` before this one must have left the window.
+    last = "SELECT n FROM request WHERE repo = ? ORDER BY n DESC LIMIT 1"
+    n = (connection.execute(last, (repo,)).fetchone() or (0,))[0] + 1
+    before = connection.execute("SELECT at FROM request WHERE repo = ? AND n = ?", (repo, n - rate_limit)).fetchone()
+    if before and before[0] > now - RATE_WINDOW:
+        raise too_many(repo, rate_limit, before[0] + RATE_WINDOW - now)
+    connection.execute("INSERT INTO request VALUES (?, ?, ?)", (repo, n, now))
+    if n % 16 == 0:  # more out than in: what is kept shrinks to what the window holds
+        oldest = "SELECT n FROM request WHERE repo = ? ORDER BY n LIMIT 32"
+        delete = f"DELETE FROM request WHERE repo = ? AND at <= ? AND n IN ({oldest})"
+        connection.execute(delete, (repo, now - RATE_WINDOW, repo))
 
 
 def _upsert(connection: sqlite3.Connection, record: Record) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
+from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, Step, Transition
 from ci_pipeline.oot.record import Record
 from ci_pipeline.settings import SettingsError
@@ -38,28 +40,47 @@ class ChangePage:
     cursor: str
 
 
+RATE_WINDOW = 60.0
+"""Seconds that a rate limit looks back."""
+
+
+def too_many(repo: str, rate_limit: int, wait: float) -> Refused:
+    return Refused(429, f"{repo} may send {rate_limit} callbacks per minute", retry_after=wait)
+
+
 class Store(Protocol):
     """Records, the lifecycle of their jobs, and what all workers of a relay share.
 
-    What a method that writes has returned from is durable. Every method may raise `StoreUnavailable`; all of them may
-    be called from any thread.
+    What writes answers with a future: when it is done, the write is durable. So a caller in a thread takes its
+    `result()`, a caller in an event loop awaits it, and many callers share a commit. Every method may be called from
+    any thread, and may raise `StoreUnavailable`, as its future may.
     """
 
-    def register_dispatch(self, dispatch: Dispatch) -> None:
+    def register_dispatch(self, dispatch: Dispatch) -> Future[None]:
         """Remember a dispatch; one that is made again counts from then on."""
         ...
 
-    def advance(self, step: Step, now: float, effect: Callable[[Transition], Record]) -> Transition | None:
-        """Decide about a callback and write its record, at once: of many that are equal exactly one is a transition.
+    def advance(
+        self, step: Step, now: float, effect: Callable[[Transition], Record], *, rate_limit: int = 0
+    ) -> Future[Transition | None]:
+        """Count a callback, decide about it and write its record: of many that are equal exactly one is a transition.
 
         None is a retry of what was accepted before.
 
         Raises:
-            Refused: see `lifecycle.decide`.
+            Refused: it is one too many (429), or see `lifecycle.decide`.
         """
         ...
 
-    def write(self, record: Record) -> None:
+    def count_request(self, repo: str, rate_limit: int, now: float) -> Future[None]:
+        """Count what is refused before it comes to `advance`: `rate_limit` in any 60 seconds, 0 for no limit.
+
+        Raises:
+            Refused: it is one too many (429).
+        """
+        ...
+
+    def write(self, record: Record) -> Future[None]:
         """Set the fields of one record that are there; an `in_progress` that comes late only fills what is missing."""
         ...
 
@@ -76,23 +97,21 @@ class Store(Protocol):
         """
         ...
 
-    def seconds_to_wait(self, repo: str, limit: int, now: float) -> float:
-        """Count a request of this repository: 0 when it is among `limit` in the last minute, else how long to wait."""
-        ...
-
-    def repository_id(self, repo: str, repository_id: str) -> str:
+    def repository_id(self, repo: str, repository_id: str) -> Future[str]:
         """The id that this repository had when it was first seen, which may be now."""
         ...
 
-    def confirm_repository(self, repo: str, repository_id: str) -> None:
+    def confirm_repository(self, repo: str, repository_id: str) -> Future[None]:
         """An operator says that this id is right from now on."""
         ...
 
-    def signing_key(self) -> bytes:
-        """32 random bytes, made once, the same for all workers."""
+    def signing_key(self) -> Future[str]:
+        """A random secret, made once, the same for all workers."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what waits, then close; what comes later is refused."""
+        ...
 
 
 def open_store(url: str, state_days: float = 3.0) -> Store:
