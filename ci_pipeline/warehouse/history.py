@@ -1,0 +1,147 @@
+"""What the warehouse knows of earlier CI runs: the queries of `queries/`, asked with bound parameters.
+
+Every function answers from the current version of each run. Rows are mappings with the columns of `ci_pipeline.tables`.
+All raise `WarehouseError` when ClickHouse does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, cast
+
+from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
+from ci_pipeline.warehouse.client import refusals
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+    from clickhouse_connect.driver.query import QueryResult
+
+Row = Mapping[str, Any]
+
+_NEVER = datetime.fromtimestamp(0, UTC)  # a run that does not say when it was created
+_FOREVER = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """A CI run in the warehouse. `problems`: what was not seen of it, one line each."""
+
+    run: CiRun
+    problems: tuple[str, ...] = ()
+
+
+def latest_runs(client: Client, limit: int, *, repository: str = "") -> list[KnownRun]:
+    """The newest runs, newest first."""
+    return _runs(_ask(client, "latest_runs", repository=repository, run_id=0, limit=limit))
+
+
+def find_run(client: Client, run_id: int, *, repository: str = "") -> KnownRun | None:
+    """One run; `repository` tells apart the runs of several GitHub instances with the same id."""
+    found = _runs(_ask(client, "latest_runs", repository=repository, run_id=run_id, limit=1))
+    return found[0] if found else None
+
+
+def previous_runs(client: Client, run: CiRun, workflow_id: int, *, limit: int = 100) -> list[CiRun]:
+    """Runs of a workflow that `run` may be compared with: those before it, and those of its commit; newest first."""
+    result = _ask(
+        client,
+        "previous_runs",
+        repository=run.repository,
+        run_id=run.run_id,
+        workflow_id=workflow_id,
+        created_at=run.created_at or _FOREVER,
+        head_sha=run.head_sha,
+        limit=limit,
+    )
+    return [known.run for known in _runs(result)]
+
+
+def earlier_run(client: Client, run: CiRun, test_job: str, label: str) -> EarlierRun | None:
+    """What is known of a test job of a run; None where nothing is."""
+    key = {"repository": run.repository, "run_id": run.run_id, "test_job": test_job}
+    columns = _ask(client, "run_outcomes", **key).result_columns
+    if not columns:
+        return None
+    entries, devices, node_ids, outcomes, traces = columns
+    tests = list(zip(entries, devices, node_ids, strict=True))
+    failures = {test: trace for test, outcome, trace in zip(tests, outcomes, traces, strict=True) if outcome in RED}
+    # A test that ended twice has failed: its failures come last.
+    known = cast(dict[tuple[str, str, str], Outcome], dict(zip(tests, outcomes, strict=True)))
+    since: dict[tuple[str, str, str], tuple[int, datetime | None]] = {
+        (row["matrix_entry"], row["device"], row["node_id"]): (row["since_run_id"], row["since"])
+        for row in _ask(client, "run_changes", **key).named_results()
+        if row["change"] in ("still_failing", "changed_error")
+    }
+    return EarlierRun(run, label, failures, known, since)
+
+
+def job_results(client: Client, repository: str, run_ids: Sequence[int]) -> list[Row]:
+    """The rows of `test_job_result` of some runs."""
+    return _rows(_ask(client, "job_results", repository=repository, run_ids=list(run_ids)))
+
+
+def change_counts(client: Client, repository: str, run_ids: Sequence[int]) -> list[Row]:
+    """Per run, test job, change and run compared with: how many `tests`, and `since` when the oldest of them."""
+    return _rows(_ask(client, "change_counts", repository=repository, run_ids=list(run_ids)))
+
+
+def run_changes(client: Client, repository: str, run_id: int, *, test_job: str = "") -> list[Row]:
+    """The rows of `run_diff` of one run."""
+    return _rows(_ask(client, "run_changes", repository=repository, run_id=run_id, test_job=test_job))
+
+
+def failing_tests(client: Client, repository: str, run_id: int) -> list[Row]:
+    """The rows of `test_outcome` of one run's failing tests."""
+    return _rows(_ask(client, "failing_tests", repository=repository, run_id=run_id))
+
+
+def history_of_test(
+    client: Client, repository: str, node_id: str, *, test_job: str = "", device: str = "", limit: int = 100
+) -> list[Row]:
+    """How one test ended in the latest runs, newest first, with the run's commit, workflow and page."""
+    where = {"repository": repository, "node_id": node_id, "test_job": test_job, "device": device}
+    return _rows(_ask(client, "history_of_test", **where, limit=limit))
+
+
+def _ask(client: Client, query: str, **parameters: object) -> QueryResult:
+    with refusals("the warehouse does not answer"):
+        return client.query(_sql(query), parameters)
+
+
+@cache
+def _sql(query: str) -> str:
+    return (resources.files("ci_pipeline.warehouse") / "queries" / f"{query}.sql").read_text("utf-8")
+
+
+def _rows(result: QueryResult) -> list[Row]:
+    return list(result.named_results())
+
+
+def _runs(result: QueryResult) -> list[KnownRun]:
+    return [
+        KnownRun(
+            CiRun(
+                repository=row["repository"],
+                run_id=row["run_id"],
+                run_attempt=row["run_attempt"],
+                run_number=row["run_number"],
+                workflow_id=row["workflow_id"],
+                workflow_name=row["workflow_name"],
+                workflow_path=row["workflow_path"],
+                event=row["event"],
+                status=row["status"],
+                conclusion=row["conclusion"] or None,
+                head_sha=row["head_sha"],
+                head_branch=row["head_branch"],
+                title=row["title"],
+                html_url=row["html_url"],
+                created_at=row["run_created_at"] if row["run_created_at"] != _NEVER else None,
+            ),
+            tuple(row["problems"]),
+        )
+        for row in result.named_results()
+    ]
