@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ci_pipeline.settings import Settings
     from ci_pipeline.sources.cursor import Cursor
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+
 Progress = Callable[[int, int, str], None]
 """Called for each artifact that is there: how many, of how many, and which."""
 
@@ -44,7 +46,7 @@ class RunPage:
 
 def age(run: CiRun) -> tuple[datetime, int, int]:
     """What sorts runs from old to new."""
-    return run.created_at or datetime.fromtimestamp(0, UTC), run.run_id, run.run_attempt
+    return run.created_at or EPOCH, run.run_id, run.run_attempt
 
 
 class Source(Protocol):
@@ -89,8 +91,10 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Source:
-    """The source that `CI_PIPELINE_SOURCE` names; `s3` is a boto3 client, made from the environment by default.
+def open_source(settings: Settings, profile: Profile, *, s3: Any = None, patience: float = 45.0) -> Source:
+    """The source that `CI_PIPELINE_SOURCE` names.
+
+    `s3` is a boto3 client, made from the environment by default; `patience`: see `GitHubSource`.
 
     Raises:
         SettingsError: the setting names no source.
@@ -105,6 +109,7 @@ def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Sour
             token.get_secret_value() if token else None,
             profile.repository,
             workflows=[workflow.id or workflow.path for workflow in profile.workflows],
+            patience=patience,
         )
     if kind == "folder" and rest:
         from ci_pipeline.sources.folder import FolderSource
@@ -129,4 +134,4 @@ def cursor_at(time: datetime) -> str:
     """The cursor whose next page holds what completed after `time`: where a backfill begins."""
     from ci_pipeline.sources.cursor import Cursor
 
-    return Cursor(time).dump()
+    return Cursor.since(time).dump()

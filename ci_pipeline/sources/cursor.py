@@ -27,6 +27,11 @@ class Cursor:
     seen: Mapping[str, datetime] = field(default_factory=dict)
     swept: datetime | None = None
 
+    @staticmethod
+    def since(time: datetime) -> Cursor:
+        """The cursor whose next page holds what completed after `time`."""
+        return Cursor(time + OVERLAP)
+
     def dump(self) -> str:
         seen = {key: time.isoformat() for key, time in self.seen.items()}
         swept = self.swept.isoformat() if self.swept else None
@@ -56,9 +61,6 @@ class Cursor:
         seen = dict(self.seen) | {key: time for time, key, _ in taken}
         seen = {key: time for key, time in seen.items() if time > at - OVERLAP}
         return [run for _, _, run in taken], replace(self, at=at, seen=seen)
-
-
-BEGINNING = Cursor(datetime.fromtimestamp(0, UTC))
 
 
 def _utc(text: str) -> datetime:

@@ -12,10 +12,10 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,11 +30,12 @@ import tenacity
 from ci_pipeline.model import CiJob, CiRun, FetchedRun, Problem
 from ci_pipeline.sources import Progress, RunPage, SourceError, Wanted, raw_store
 from ci_pipeline.sources.archives import ArtifactRefused, safe_name, unpack
-from ci_pipeline.sources.cursor import OVERLAP, Cursor
+from ci_pipeline.sources.cursor import Cursor
 from ci_pipeline.sources.github_json import Json, as_object, jobs_from, objects, run_from, time_from
 
 log = logging.getLogger(__name__)
 
+USER_AGENT = "ci-pipeline"
 PER_PAGE = 100
 PARALLEL = 8
 ATTEMPTS = 6
@@ -47,6 +48,10 @@ SWEEP_BACK = timedelta(days=36)  # … and some much later: 35 days for a run; a
 SWEEP_EVERY = timedelta(hours=1)  # less than the cursor's OVERLAP
 
 T = TypeVar("T")
+
+
+class RateLimited(SourceError):
+    """GitHub's rate limit is used up for longer than we wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class GitHubSource:
         repository: str,
         *,
         workflows: Sequence[int | str] = (),
-        patience: float = 60.0,
+        patience: float = 45.0,  # Dagster cuts a sensor's tick at 60
     ) -> None:
         self.repository = repository
         self._workflows = workflows
@@ -83,13 +88,13 @@ class GitHubSource:
         self._runner = asyncio.Runner()
         self._one_at_a_time = threading.Lock()
         self._slots = asyncio.Semaphore(PARALLEL)
-        self._client: httpx2.AsyncClient | None = None
-        self._github: _GitHub | None = None
         self._tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
             wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
             stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(patience),
-            before_sleep=lambda state: log.info("GitHub: %s: trying again", _outcome(state)),
+            before_sleep=lambda state: log.warning(
+                "GitHub: %s: trying again in %.1f s", _outcome(state), state.upcoming_sleep
+            ),
             reraise=True,
         )
 
@@ -153,7 +158,7 @@ class GitHubSource:
         return _login(pull.get("user")), _login(pull.get("merged_by"))
 
     def close(self) -> None:
-        if self._client:
+        if "_client" in vars(self):
             self._run(self._client.aclose())
         self._runner.close()
 
@@ -164,17 +169,20 @@ class GitHubSource:
         with self._one_at_a_time:
             return self._runner.run(work)
 
-    def _connect(self) -> tuple[httpx2.AsyncClient, _GitHub]:
-        if self._client is None or self._github is None:
-            self._client = httpx2.AsyncClient(
-                timeout=httpx2.Timeout(min(30.0, self._patience), connect=min(10.0, self._patience)),
-                limits=httpx2.Limits(max_connections=2 * PARALLEL),
-                verify=_certificates(),
-            )
-            self._github = _GitHub(
-                self._client, "ci-pipeline", oauth_token=self._token, base_url=self._api_url, cache=_RecentAnswers()
-            )
-        return self._client, self._github
+    @cached_property
+    def _client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            timeout=httpx2.Timeout(min(30.0, self._patience), connect=min(10.0, self._patience)),
+            limits=httpx2.Limits(max_connections=2 * PARALLEL),
+            follow_redirects=True,  # of renamed repositories, and to the blob storage
+            verify=_certificates(),
+        )
+
+    @cached_property
+    def _github(self) -> _GitHub:
+        return _GitHub(
+            self._client, USER_AGENT, oauth_token=self._token, base_url=self._api_url, cache=_RecentAnswers()
+        )
 
     async def _try(self, what: str, request: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Do it, again after failures that pass.
@@ -191,9 +199,8 @@ class GitHubSource:
 
     async def _get(self, path: str, holds: str = "") -> Json:
         """The JSON object at `path`; `holds` names the list that must be in it."""
-        _, github = self._connect()
         async with self._slots:
-            answer = await self._try(f"GET {path}", github.getitem, path)
+            answer = await self._try(f"GET {path}", self._github.getitem, path)
         if not isinstance(answer, Mapping) or (holds and not isinstance(answer.get(holds), list)):
             raise SourceError(f"GitHub: GET {path}: the answer is not a JSON object{holds and f' with {holds}'}")
         return answer
@@ -232,12 +239,11 @@ class GitHubSource:
 
     async def _download(self, artifact: Artifact, file: Path) -> None:
         """The artifact's zip file. GitHub redirects to a blob storage, which must not see our token."""
-        client, _ = self._connect()
         url = f"{self._api_url}/repos/{self.repository}/actions/artifacts/{artifact.id}/zip"
-        headers = gidgethub.sansio.create_headers("ci-pipeline", oauth_token=self._token)
+        headers = gidgethub.sansio.create_headers(USER_AGENT, oauth_token=self._token)
 
         async def download() -> None:
-            async with client.stream("GET", url, headers=headers, follow_redirects=True) as response:
+            async with self._client.stream("GET", url, headers=headers) as response:
                 if response.status_code != 200:
                     body = await response.aread()
                     gidgethub.sansio.decipher_response(_known_status(response.status_code), response.headers, body)
@@ -269,18 +275,20 @@ class GitHubSource:
 
     async def _runs_after(self, text: str | None, limit: int) -> tuple[list[CiRun], Cursor]:
         now = datetime.now(UTC)
-        cursor = Cursor.load(text) if text else Cursor(now - FIRST_LOOK + OVERLAP)
+        cursor = Cursor.load(text) if text else Cursor.since(now - FIRST_LOOK)
         sweep = cursor.swept is None or now - cursor.swept >= SWEEP_EVERY
         since = cursor.at - (SWEEP_BACK if sweep else LOOK_BACK)
         paths = [self._runs_path(workflow) for workflow in self._workflows]
         paths = paths or [f"/repos/{self.repository}/actions/runs"]
-        found = [await self._created_between(path, since, now + timedelta(days=1)) for path in paths]
+        # The same question all day: while its answer does not change, it costs nothing of the rate limit.
+        until = now.replace(hour=0, minute=0, second=0) + timedelta(days=2)
+        found = [await self._created_between(path, since, until) for path in paths]
         runs = [self._ci_run(run) for runs in found for run in runs if run.get("id")]
         completed = [
             (run.updated_at or run.created_at or now, run.key, run) for run in runs if run.status == "completed"
         ]
         taken, after = cursor.page(completed, limit)
-        return taken, Cursor(after.at, after.seen, now) if sweep else after
+        return taken, replace(after, swept=now) if sweep else after
 
     async def _created_between(self, path: str, start: datetime, end: datetime) -> list[Json]:
         """Completed runs by time of creation; a window with more of them than GitHub lists is cut in two."""
@@ -303,13 +311,11 @@ class GitHubSource:
 
     async def _job_objects(self, run: CiRun) -> list[Json]:
         path = f"/repos/{self.repository}/actions/runs/{run.run_id}"
-        of_attempt = f"{path}/attempts/{run.run_attempt}/jobs?per_page={PER_PAGE}"
-        if run.run_attempt > 1:
-            return await self._list(of_attempt, "jobs")
         jobs = await self._list(f"{path}/jobs?per_page={PER_PAGE}", "jobs")
-        # This list is of the newest attempt: a run that has been run again since is asked for its first.
-        again = any(_whole(job.get("run_attempt")) > 1 for job in jobs)
-        return await self._list(of_attempt, "jobs") if again else jobs
+        # That is the list of the newest attempt.
+        if any(_whole(job.get("run_attempt")) > run.run_attempt for job in jobs):
+            return await self._list(f"{path}/attempts/{run.run_attempt}/jobs?per_page={PER_PAGE}", "jobs")
+        return jobs
 
     async def _artifacts(self, run_id: int, before: datetime | None = None) -> list[Artifact]:
         path = f"/repos/{self.repository}/actions/runs/{run_id}/artifacts?per_page={PER_PAGE}"
@@ -395,8 +401,8 @@ class GitHubSource:
             async with asyncio.TaskGroup() as tasks:
                 for artifact in artifacts:
                     tasks.create_task(fetch(artifact))
-        except* RateLimited as limited:
-            raise limited.exceptions[0] from None
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         if missing and len(missing) == len(artifacts):
             raise missing[0]
         return problems
@@ -405,10 +411,6 @@ class GitHubSource:
 @cache
 def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()  # 40 ms, once per process
-
-
-class RateLimited(SourceError):
-    """GitHub's rate limit is used up for longer than we wait."""
 
 
 class _GitHub(gidgethub.httpx.GitHubAPI):
@@ -453,11 +455,11 @@ def _limited_for(error: BaseException | None) -> float | None:
     if not isinstance(error, gidgethub.HTTPException):
         return None
     after, reset = error.headers.get("retry-after", ""), error.headers.get("x-ratelimit-reset", "")
-    if after.isdigit():
+    if after.isdecimal():
         return float(after)
     if after and (date := _http_date(after)):
         return max(0.0, (date - datetime.now(UTC)).total_seconds())
-    if error.headers.get("x-ratelimit-remaining") == "0" and reset.isdigit() and error.status_code in (403, 429):
+    if error.headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal() and error.status_code in (403, 429):
         return max(0.0, float(reset) - time.time()) + 1  # clocks differ
     return None
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ci_pipeline.model import CiJob, CiRun, FetchedRun, Problem
-from ci_pipeline.sources import Progress, RunPage, SourceError, Wanted, age, raw_store
+from ci_pipeline.sources import EPOCH, Progress, RunPage, SourceError, Wanted, age, raw_store
 from ci_pipeline.sources.archives import ArtifactRefused, safe_name
-from ci_pipeline.sources.cursor import BEGINNING, Cursor
+from ci_pipeline.sources.cursor import Cursor
 from ci_pipeline.sources.github_json import as_object, jobs_from, run_from, run_payload
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class InboxSource(ABC):
                 if time:
                     self._complete[name] = time
         completed = [(time, name, name) for name, time in self._complete.items()]
-        taken, after = (Cursor.load(cursor) if cursor else BEGINNING).page(completed, limit)
+        taken, after = (Cursor.load(cursor) if cursor else Cursor.since(EPOCH)).page(completed, limit)
         return RunPage.of([run for name in taken if (run := self._run(name))], after)
 
     def run(self, run_id: int, attempt: int | None = None) -> CiRun:

@@ -140,11 +140,11 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """
     from pyarrow import fs
 
-    if uri.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if uri.startswith("s3://") and endpoint:
+        scheme, _, host = endpoint.rstrip("/").rpartition("://")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        scheme, _, host = endpoint.rpartition("://") if endpoint else ("", "", None)
-        s3 = fs.S3FileSystem(endpoint_override=host and host.rstrip("/"), scheme=scheme or None, region=region)
+        s3 = fs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region or "us-east-1")
         return s3, uri.removeprefix("s3://").rstrip("/")
     if "://" in uri:
         found, path = fs.FileSystem.from_uri(uri)

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci_pipeline.sources import SourceError
-from ci_pipeline.sources.cursor import BEGINNING, OVERLAP, Cursor
+from ci_pipeline.sources import EPOCH, SourceError
+from ci_pipeline.sources.cursor import OVERLAP, Cursor
 
 NOON = datetime(2025, 11, 10, 12, tzinfo=UTC)
+BEGINNING = Cursor.since(EPOCH)
 
 
 def runs(*minutes: int):

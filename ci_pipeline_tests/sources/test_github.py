@@ -39,7 +39,7 @@ def day(number: int, hour: int = 2) -> str:
     return f"2025-11-{number:02}T{hour:02}:00:00Z"
 
 
-AT_THE_START = cursor_at(datetime(2025, 11, 1, tzinfo=UTC))
+AT_THE_START = cursor_at(datetime(2025, 10, 31, tzinfo=UTC))
 
 
 # --- runs, jobs and lists of artifacts ------------------------------------------------------------------------------
@@ -274,6 +274,24 @@ def test_an_unchanged_list_is_not_sent_again(github, source):
     assert [run.run_id for run in source.workflow_runs(7)] == [6, 5]
 
 
+def test_an_unchanged_list_of_new_runs_costs_nothing_of_the_rate_limit(github, source):
+    github.add_run(5)
+    cursor = source.runs_after(AT_THE_START).cursor
+    source.runs_after(cursor)
+    source.runs_after(cursor)
+    first, again = github.requests[-2:]
+    assert first.query == again.query
+    assert "if-none-match" in again.headers
+
+
+def test_a_repository_that_was_renamed_is_followed(github, source):
+    github.add_run(5)
+    moved = {"location": f"{github.url}/repos/{REPOSITORY}/actions/runs/5?moved=1"}
+    github.fail("/runs/5$", status=301, headers=moved)
+    assert source.run(5).run_id == 5
+    assert github.requests[1].headers["authorization"] == "token secret-token"
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -365,6 +383,15 @@ def test_the_name_of_an_artifact_cannot_leave_the_folder(github, source, tmp_pat
         source.artifact(5, name, tmp_path / "in")
 
 
+def test_several_artifacts_are_had_and_those_that_are_not_are_named(github, source, tmp_path):
+    github.add_artifact(5, "ci_results_a")
+    github.add_artifact(5, "ci_results_b", expired=True)
+    github.add_artifact(5, "log")
+    [problem] = source.fetch_artifacts(5, tmp_path, lambda name: name.startswith("ci_results_"))
+    assert (problem.subject, problem.reason) == ("ci_results_b", "expired")
+    assert [path.name for path in tmp_path.iterdir()] == ["ci_results_a"]
+
+
 # --- whole runs -----------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +466,16 @@ def test_a_run_is_not_fetched_while_the_rate_limit_is_used_up(github, source, tm
     github.fail("/zip$", status=429, headers={"retry-after": "3600"}, times=99)
     with pytest.raises(RateLimited, match="lifted at"):
         source.fetch(run, tmp_path / "run")
+
+
+def test_an_error_of_the_caller_comes_through_as_it_is(github, source, tmp_path):
+    def full(done: int, total: int, name: str) -> None:
+        raise OSError("disk full")
+
+    github.add_run(5)
+    github.add_artifact(5, "report")
+    with pytest.raises(OSError, match="disk full"):
+        source.fetch(source.run(5), tmp_path / "run", progress=full)
 
 
 def test_a_run_of_which_nothing_can_be_downloaded_is_an_error(github, source, tmp_path):
@@ -522,7 +559,7 @@ def test_more_runs_than_github_lists_at_once_are_all_found(github, source, monke
     for number in range(230):
         created = (start + timedelta(minutes=10 * number)).isoformat()
         github.add_run(number + 1, created_at=created, updated_at=created)
-    page = source.runs_after(cursor_at(start), limit=500)
+    page = source.runs_after(AT_THE_START, limit=500)
     assert [run.run_id for run in page.runs] == list(range(1, 231))
 
 
