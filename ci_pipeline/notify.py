@@ -410,14 +410,18 @@ def upload(step: Step, run: CiRun, files: Mapping[str, bytes]) -> Callable[[str]
     return file_url
 
 
+def slack_client(step: Step) -> SlackClient:
+    token = step.settings.slack_token
+    return SlackClient(token.get_secret_value() if token else "", step.settings.slack_api_url)
+
+
 def post(step: Step, thread: SlackThread) -> None:
     """Post a thread: the main message, then its replies.
 
     Raises:
         SlackError: the main message, or the rest of the thread, is not out; one line.
     """
-    token = step.settings.slack_token
-    slack = SlackClient(token.get_secret_value() if token else "", step.settings.slack_api_url)
+    slack = slack_client(step)
     print(json.dumps(thread.main.blocks, ensure_ascii=False, indent=1))
     ts = slack.post(step.channel, thread.main.text, thread.main.blocks)
     refused = 0

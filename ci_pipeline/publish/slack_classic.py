@@ -475,14 +475,12 @@ def classic_report(
     job = profile.test_jobs.get(report.test_job)
     test = job.test if job else report.test_job
     matrix = bool(job and job.matrix)
-    devices = {device: order for order, device in enumerate(profile.devices)}
 
     def differing(change: str, earlier: EarlierRun, name: str) -> Compared:
         run_id = earlier.run.run_id
         rows = (row for row in report.diff if row.change == change and row.against_run_id == run_id)
-        where = [(row.matrix_entry or test, row.device, row.node_id) for row in rows]
-        where.sort(key=lambda failure: (failure[0], devices.get(failure[1], len(devices))))
-        return Compared(run_id, earlier.label, where, file_url(name))
+        failures = in_order(((row.matrix_entry or test, row.device, row.node_id) for row in rows), profile)
+        return Compared(run_id, earlier.label, failures, file_url(name))
 
     previous = report.previous
     classic = ClassicReport(
@@ -507,6 +505,12 @@ def classic_report(
         not_compared=not_compared,
     )
     return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
+
+
+def in_order(failures: Iterable[Where], profile: Profile) -> list[Where]:
+    """By matrix entry, then by device as the profile lists them, then as they are."""
+    devices = {device: order for order, device in enumerate(profile.devices)}
+    return sorted(failures, key=lambda where: (where[0], devices.get(where[1], len(devices))))
 
 
 def changed_table(table: Table, previous: str) -> Table | None:

@@ -50,7 +50,9 @@ class RecordedServices(Server):
                 if entry["key"] == "file":
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             oid = hashlib.sha1(request.body).hexdigest()
-            return Response(body={"success": True, "commitOid": oid, "commitUrl": f"{self.url}/commit/{oid}"})
+            dataset = request.path.removeprefix("/api").partition("/commit/")[0]
+            url = f"{self.url}{dataset}/commit/{oid}"
+            return Response(body={"success": True, "commitOid": oid, "commitUrl": url})
         return Response(404, {"error": "not found"})
 
     def _github(self, request: Request) -> Response:
