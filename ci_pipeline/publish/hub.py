@@ -109,12 +109,16 @@ outcomes = load_dataset("{repo_id}", "test_outcomes", split="train")
 
 
 def deliver(files: Mapping[str, bytes], *, repo_id: str, message: str, key: str, hub: Hub, ledger: Ledger) -> Delivered:
-    """Upload files, or keep them in the ledger for later; files kept under the same key are replaced.
+    """Upload files, or keep them in the ledger for later. What was kept earlier loses the files that are newer here.
 
     Args:
         key: names what is uploaded, as `<run key>/<test job>`.
     """
-    name = f"hub/pending/{name_of(repo_id, *key.split('/'))}"
+    folder = f"hub/pending/{name_of(repo_id)}"
+    name = f"{folder}/{name_of(*key.split('/'))}"
+    for older in ledger.names(folder):
+        with ledger.lock(older):
+            _leave_out(files, older, ledger)
     with ledger.lock(name):
         encoded = {path: b64encode(content).decode() for path, content in files.items()}
         ledger.write(name, {"repo_id": repo_id, "message": message, "files": encoded})
@@ -138,6 +142,16 @@ def deliver_pending(*, hub: Hub, ledger: Ledger) -> list[Delivered]:
                 if not isinstance(unavailable, HubRefused):
                     break
     return delivered
+
+
+def _leave_out(files: Mapping[str, bytes], name: str, ledger: Ledger) -> None:
+    """Take files out of an entry; an entry without files goes."""
+    entry = ledger.read(name)
+    left = {path: content for path, content in entry["files"].items() if path not in files} if entry else {}
+    if entry and not left:
+        ledger.remove(name)
+    elif entry and len(left) < len(entry["files"]):
+        ledger.write(name, entry | {"files": left})
 
 
 def _kept(unavailable: HubUnavailable) -> Delivered:

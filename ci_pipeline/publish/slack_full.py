@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,6 +35,7 @@ GROUP_TEXT = 900
 SECTION = 3000
 HEADER = 150
 TABLE_ROWS = 12
+COLUMNS = 6
 PROBLEMS = 8
 NODE_ID = 300
 TRACE = 300
@@ -79,16 +80,12 @@ class Failing:
     trace: str
     row: RunDiffRow | None  # against the previous run; None where there is none
     only_here: bool  # passes in another vendor's run
+    error: str  # its trace without what differs from one place to another
     infrastructure: str  # "" or a key of INFRASTRUCTURE
 
     @property
     def is_new(self) -> bool:
         return self.row is not None and self.row.change == "new_failure"
-
-    @property
-    def error(self) -> str:
-        """The trace without what differs from one place to another."""
-        return _VOLATILE.sub("0", _LINE.sub("", self.trace))[:200]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +138,17 @@ class _Thread:
                 unique.add(key)
             elif row.against_run_id == previous:
                 rows[key] = row
+        errors: dict[str, tuple[str, str]] = {}  # a broken driver makes one of them for every test
         found: dict[tuple[str, str, str], Failing] = {}
         for test_report in self.report.reports:
             artifact = test_report.artifact
             for outcome in test_report.outcomes:
                 key = (artifact.matrix_entry, artifact.device, outcome.node_id)
                 if outcome.outcome in RED and key not in found:
-                    cause = _infrastructure(outcome.trace)
-                    found[key] = Failing(*key, outcome.trace, rows.get(key), key in unique, cause)
+                    text = _LINE.sub("", outcome.trace)[:1000]
+                    if text not in errors:
+                        errors[text] = _VOLATILE.sub("0", text[:200]), _infrastructure(text)
+                    found[key] = Failing(*key, outcome.trace, rows.get(key), key in unique, *errors[text])
         return sorted(found.values(), key=lambda failing: not failing.is_new)
 
     @cached_property
@@ -178,8 +178,12 @@ class _Thread:
     def devices(self) -> dict[str, str]:
         """The label of each device that reported, in the profile's order."""
         seen = {report.artifact.device for report in self.report.reports}
-        known = {device: entry.label or device for device, entry in self.profile.devices.items() if device in seen}
-        return known | {device: device or "All" for device in sorted(seen - known.keys())}
+        known = [device for device in self.profile.devices if device in seen]
+        return {device: self.label(device) or "All" for device in [*known, *sorted(seen.difference(known))]}
+
+    def label(self, device: str) -> str:
+        known = self.profile.devices.get(device)
+        return clip((known.label if known else "") or device, 40)
 
     @cached_property
     def _matrix(self) -> bool:
@@ -239,13 +243,13 @@ class _Thread:
     def _run_in_words(self) -> Iterator[str]:
         run = self.report.run
         workflow = next((w for w in self.profile.workflows if w.id and w.id == run.workflow_id), None)
-        name = (workflow.ci_event or workflow.name if workflow else "") or run.workflow_name or "CI run"
-        yield clip(f"*{link(run.html_url, _name_of(run, name))}*", SECTION)
+        name = (workflow.ci_event or workflow.name if workflow else "") or clip(run.workflow_name, 100) or "CI run"
+        yield f"*{link(run.html_url, _name_of(run, name))}*"
         sha = link(f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}", run.head_sha[:7])
-        title = clip(escape(" ".join(run.title.split())), 200)
-        where = [sha if run.head_sha else "", escape(run.head_branch), title, _day(run.created_at)]
+        title = " ".join(run.title.split())
+        where = [sha, *(escape(clip(text, 200)) for text in (run.head_branch, title)), _day(run.created_at)]
         if any(where):
-            yield clip(" · ".join(filter(None, where)), SECTION)
+            yield " · ".join(filter(None, where))
         totals = Counter[str]()
         seconds = 0.0
         for counts in filter(None, (report.counts for report in self.report.reports)):
@@ -259,7 +263,7 @@ class _Thread:
         by_reason: dict[str, list[str]] = {}
         for problem in self.report.problems:
             name = self.display(problem.matrix_entry) if problem.matrix_entry else problem.subject
-            device = self.devices.get(problem.device, problem.device)
+            device = self.label(problem.device)
             by_reason.setdefault(problem.reason, []).append(f"{name} ({device})" if device else name)
         lines = [
             f"⚠️ {escape(clip(reason, 200))}: {_some([escape(clip(name, 100)) for name in names], PROBLEMS)}"
@@ -269,11 +273,11 @@ class _Thread:
             self._cut.append("problems")
         if len(lines) > PROBLEMS:
             lines[PROBLEMS:] = [f"… and {len(lines) - PROBLEMS} other reasons"]
-        return _fit(["*Not seen,* and not in any number here:", *lines]) if lines else ""
+        return _fit(["*Not seen, or only in part:*", *lines], 2000) if lines else ""
 
     def _reading(self) -> str:
         """Since when, where, whose, and whom to ask: one bullet each."""
-        return _fit([f"• {line}" for line in self._facts() if line])
+        return _fit([f"• {line}" for line in self._facts() if line], 2500)
 
     def _facts(self) -> Iterator[str]:
         failing, previous = self.failing, self.report.previous
@@ -348,28 +352,29 @@ class _Thread:
 
     def _tables(self) -> Iterator[str]:
         category_of = self.profile.category_of
-        counts: dict[str, Counter[str]] = {}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for f in self.failing:
-            counts.setdefault(category_of(f.node_id), Counter())[f.device] += 1
+            counts[category_of(f.node_id)][f.device] += 1
         if len(counts) > 1:
             order = [*self.profile.categories, *counts]
-            yield self._table("Category", [(c, counts[c]) for c in dict.fromkeys(order) if c in counts], len(counts))
-        entries: dict[str, Counter[str]] = {}
+            yield self._table("Category", [(c, counts[c]) for c in dict.fromkeys(order) if c in counts])
+        entries: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for f in self.failing:
-            entries.setdefault(f.entry, Counter()).update([f.device, "new"] if f.is_new else [f.device])
+            entries[f.entry][f.device] += 1
+            entries[f.entry]["new"] += f.is_new
         if len(entries) > 1:
             rows = sorted(entries.items(), key=lambda item: (-item[1]["new"], -item[1].total(), item[0]))
-            yield self._table("Most failures", [(self.display(e), c) for e, c in rows], TABLE_ROWS)
+            yield self._table("Most failures", [(self.display(e), c) for e, c in rows])
 
-    def _table(self, title: str, rows: Sequence[tuple[str, Counter[str]]], limit: int) -> str:
+    def _table(self, title: str, rows: Sequence[tuple[str, Counter[str]]]) -> str:
         columns = {"new": "New"} if any(counts["new"] for _, counts in rows) else {}
-        columns |= self.devices
+        columns |= {device: clip(label, 12) for device, label in list(self.devices.items())[:COLUMNS]}
         lines = ["  ".join([*(f"{label:>6}" for label in columns.values()), title])]
-        for name, counts in rows[:limit]:
+        for name, counts in rows[:TABLE_ROWS]:
             cells = [f"{counts[column] or '·':>{max(6, len(label))}}" for column, label in columns.items()]
             lines.append("  ".join([*cells, clip(escape(name), 80)]))
-        if len(rows) > limit:
-            lines.append(f"… and {len(rows) - limit:,} more")
+        if len(rows) > TABLE_ROWS:
+            lines.append(f"… and {len(rows) - TABLE_ROWS:,} more")
         return "```\n" + clip("\n".join(lines), SECTION - 8) + "\n```"
 
     def _buttons(self) -> list[Any]:
@@ -455,7 +460,7 @@ class _Thread:
             lines = [f"{group.title} — {count} {where}{' · infrastructure, probably' if group.cause else ''}"]
         else:
             [entry] = entries
-            asked = self._oncall([entry])
+            asked = self._oncall([entry], job=False)
             lines = [
                 " · ".join(filter(None, [f"{group.title} — {count}", self._job_links(entry), asked and f"ask {asked}"]))
             ]
@@ -475,11 +480,12 @@ class _Thread:
 
     def _test(self, tests: Sequence[Failing], group: Group) -> str:
         """One test that fails in the same way on some devices."""
-        test = tests[0]
+        tests = sorted(tests, key=lambda t: list(self.devices).index(t.device))
+        test = min(tests, key=lambda t: not t.is_new)
         mark = MARKS.get(test.row.change, "•") if test.row else "•"
         since: dict[str, list[str]] = {}
         for t in tests:
-            label = self.devices.get(t.device, t.device) if t.device else ""
+            label = self.label(t.device)
             day = f"since {_day(t.row.since)}" if t.row and t.row.since and not t.is_new else ""
             since.setdefault(day, []).append(label)
         where = [" ".join(filter(None, [", ".join(filter(None, labels)), day])) for day, labels in since.items()]
@@ -503,12 +509,12 @@ class _Thread:
         """Everything that failed and everything that was not seen, whole."""
         report = self.report
         lines = [self.verdict, report.run.html_url, ""]
-        lines += [f"not seen: {p.subject} {self.devices.get(p.device, p.device)}: {p.reason}" for p in report.problems]
+        lines += [f"not seen: {p.subject} {self.label(p.device)}: {p.reason}" for p in report.problems]
         for entry, failing in _by(sorted(self.failing, key=lambda f: f.entry), lambda f: f.entry).items():
             lines += ["", f"== {self.display(entry)}: {_n(len(failing), 'failure')}"]
             for tests in _by(failing, lambda f: (f.node_id, f.trace, f.is_new)).values():
                 test = tests[0]
-                devices = ", ".join(self.devices.get(t.device, t.device) for t in tests)
+                devices = ", ".join(self.label(t.device) for t in tests)
                 change = test.row.change.replace("_", " ") if test.row else "failure"
                 since = f" since {_day(test.row.since)}" if test.row and not test.is_new and test.row.since else ""
                 lines += [f"{test.node_id}", f"    {devices}: {change}{since}: {test.trace}"]
@@ -519,19 +525,19 @@ class _Thread:
 
     def _job_links(self, entry: str) -> str:
         result = self.report.results.get(entry or self.report.test_job, {})
-        links = {self.devices.get(device, device): url for device, url in result.get("job_link", {}).items()}
-        links |= {f"{self.devices.get(d, d)} output": url for d, url in result.get("captured_info", {}).items()}
-        return _some([link(url, clip(label, 40)) for label, url in links.items() if url_of(url)], 4)
+        links = {self.label(device): url for device, url in result.get("job_link", {}).items()}
+        links |= {f"{self.label(d)} output": url for d, url in result.get("captured_info", {}).items()}
+        return _some([link(url, label) for label, url in links.items() if url_of(url)], 4)
 
-    def _oncall(self, entries: Iterable[str]) -> str:
-        """Whom to ask about these matrix entries, and about which."""
+    def _oncall(self, entries: Iterable[str], *, job: bool = True) -> str:
+        """Whom to ask about these matrix entries, and about which; `job`: also whom to ask about all others."""
         people: dict[str, list[str]] = {}
         for entry in dict.fromkeys(entries):
             oncall = self.profile.oncall
             person = oncall.get(entry) or oncall.get(self.display(entry))
             if person:
                 people.setdefault(person, []).append(escape(self.display(entry)))
-            elif person := oncall.get(self.report.test_job):
+            elif job and (person := oncall.get(self.report.test_job)):
                 people.setdefault(person, [])
         return ", ".join(
             _mention(who) + (f" ({_some(what, 3)})" if len(what) > 1 else "") for who, what in people.items()
@@ -570,9 +576,9 @@ def _by(items: Iterable[Failing], key: Callable[[Failing], Any]) -> dict[Any, li
     return found
 
 
-def _fit(lines: Sequence[str]) -> str:
-    """As many whole lines as a section holds."""
-    shown, room = list[str](), SECTION
+def _fit(lines: Sequence[str], room: int) -> str:
+    """As many whole lines as `room` characters hold."""
+    shown = list[str]()
     for line in lines:
         room -= len(line) + 1
         if room < 2:

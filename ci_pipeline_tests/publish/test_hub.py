@@ -125,6 +125,21 @@ def test_an_upload_that_is_refused_does_not_hold_up_the_others(
     assert [d.where for d in hub.deliver_pending(hub=client, ledger=ledger)] == ["pending", "hub"]
 
 
+@pytest.mark.usefixtures("short_waits")
+def test_what_is_uploaded_later_never_overwrites_what_is_newer(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger
+):
+    first = {"2025-11-10/a.json": b"attempt 1", "2025-11-10/b.json": b"attempt 1"}
+    hub_server.fail(status=503, times=1000)
+    hub.deliver(first, repo_id="acme/ci", message="1", key="5-1", hub=client, ledger=ledger)
+    hub_server.faults.clear()
+    second = {"2025-11-10/a.json": b"attempt 2"}
+    hub.deliver(second, repo_id="acme/ci", message="2", key="5-2", hub=client, ledger=ledger)
+    hub.deliver_pending(hub=client, ledger=ledger)
+    files = hub_server.repos["acme/ci"]
+    assert (files["2025-11-10/a.json"], files["2025-11-10/b.json"]) == (b"attempt 2", b"attempt 1")
+
+
 def test_without_a_token_the_files_go_to_the_outbox(tmp_path: Path, ledger: Ledger):
     outbox = HubOutbox(tmp_path / "outbox")
     delivered = hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1/models", hub=outbox, ledger=ledger)

@@ -55,8 +55,8 @@ class SlackServer(Server):
         channel = self.ids.get(arguments["channel"].lstrip("#"), arguments["channel"])
         if channel not in self.posted:
             return _refused("channel_not_found")
-        if refusal := _refusal(arguments):
-            return _refused(refusal)
+        if error := refusal(arguments):
+            return _refused(error)
         if self.pace:
             now = time.monotonic()
             if now < self._next_post.get(channel, 0.0):
@@ -76,8 +76,8 @@ class SlackServer(Server):
         message = self._message(arguments["channel"], arguments["ts"])
         if message is None:
             return _refused("message_not_found")
-        if refusal := _refusal(arguments):
-            return _refused(refusal)
+        if error := refusal(arguments):
+            return _refused(error)
         message |= {"edited": {"ts": self._new_ts()}, **_content(arguments)}
         return {"channel": arguments["channel"], "ts": message["ts"]}
 
@@ -161,7 +161,7 @@ def _refused(error: str) -> Response:
     return Response(body={"ok": False, "error": error})
 
 
-def _refusal(arguments: dict[str, Any]) -> str:
+def refusal(arguments: dict[str, Any]) -> str:
     """Slack's word for what is wrong with a message, or ""."""
     blocks = arguments.get("blocks") or []
     if not blocks and not arguments.get("text"):

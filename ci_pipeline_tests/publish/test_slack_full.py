@@ -1,0 +1,281 @@
+"""The full style: what a tired person reads, and Slack's limits whatever the tests are called."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ci_pipeline.analysis.job_results import job_report
+from ci_pipeline.model import ArtifactName, CiJob, CiRun, CiStep, Counts, EarlierRun, Problem, TestOutcome, TestReport
+from ci_pipeline.profile import Profile, load_profile
+from ci_pipeline.publish.ledger import Ledger
+from ci_pipeline.publish.slack import SlackClient
+from ci_pipeline.publish.slack_full import MESSAGES, Links, messages
+from ci_pipeline.publish.thread import SlackMessage, SlackThread, deliver
+from ci_pipeline_tests.servers.slack import SlackServer, refusal
+
+NIGHT = datetime(2025, 11, 10, 2, 17, tzinfo=UTC)
+RUN = CiRun(
+    "huggingface/transformers",
+    19000000001,
+    run_number=1203,
+    workflow_id=90575235,
+    event="schedule",
+    head_sha="31839d741a30d7fe5daf982d9f2d9cc549ec6181",
+    head_branch="main",
+    html_url="https://github.com/huggingface/transformers/actions/runs/19000000001",
+    created_at=NIGHT,
+)
+JOB = "run_models_gpu"
+Failures = dict[tuple[str, str], list[tuple[str, str]]]
+"""Node ids and traces by matrix entry and device."""
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("transformers")
+
+
+def report_of(entry: str, device: str, failing: Sequence[tuple[str, str]]) -> TestReport:
+    artifact = ArtifactName(f"{device}-gpu_{JOB}_{entry}_test_reports", f"{device}-gpu", device, JOB, entry)
+    outcomes = [TestOutcome(node_id, "failed", trace, trace) for node_id, trace in failing]
+    return TestReport(artifact, Counts(passed=100, failed=len(failing), seconds=60.0), tuple(outcomes))
+
+
+def thread_of(profile: Profile, failures: Failures, links: Links | None = None, **known: Any) -> SlackThread:
+    reports = [report_of(entry, device, failing) for (entry, device), failing in failures.items()]
+    report = job_report(RUN, JOB, reports, known.pop("jobs", ()), profile, **known)
+    return messages(report, profile, links=links or Links())
+
+
+def earlier(failures: Failures, label: str = "previous run", **changes: Any) -> EarlierRun:
+    run = replace(RUN, run_id=18990000001, run_number=1202, html_url="", created_at=NIGHT - timedelta(days=1))
+    known = {(entry, device, node): trace for (entry, device), failing in failures.items() for node, trace in failing}
+    return EarlierRun(replace(run, **changes), label, known)
+
+
+def text_of(message: SlackMessage) -> str:
+    """All that a message says."""
+    parts: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            parts.extend([value["text"]] if isinstance(value.get("text"), str) else [])
+            list(map(walk, value.values()))
+        elif isinstance(value, list):
+            list(map(walk, value))
+
+    walk(list(message.blocks))
+    return "\n".join(parts)
+
+
+def verdict(thread: SlackThread) -> str:
+    assert thread.main.blocks[0]["type"] == "header"
+    return thread.main.blocks[0]["text"]["text"]
+
+
+# --- the verdict ----------------------------------------------------------------------------------------------------
+
+
+def test_all_green_is_one_message(profile: Profile):
+    thread = thread_of(profile, {("models_bert", "single"): [], ("models_bert", "multi"): []})
+    assert verdict(thread) == thread.main.text == "✅ Models: all 200 tests passed"
+    assert (thread.replies, thread.files) == ([], [])
+
+
+def test_new_and_known_failures_are_told_apart(profile: Profile):
+    known = [("tests/a.py::test_old", "(line 1)  ValueError: x")]
+    thread = thread_of(
+        profile,
+        {("models_bert", "single"): [*known, ("tests/a.py::test_new", "(line 2)  ValueError: y")]},
+        previous=earlier({("models_bert", "single"): known}),
+    )
+    assert verdict(thread) == "❌ Models: 1 new failure, 1 known"
+    main = text_of(thread.main)
+    assert "*New:* 1 in bert 1" in main
+    assert "the oldest since 9 Nov 2025" in main
+    assert "|previous run #1202> of 9 Nov 2025" in main
+
+
+def test_only_known_failures_are_no_alarm(profile: Profile):
+    failing = [("tests/a.py::test_old", "(line 1)  ValueError: x")]
+    failures: Failures = {("models_bert", "single"): failing}
+    assert verdict(thread_of(profile, failures, previous=earlier(failures))) == "🟡 Models: no new failures, 1 known"
+
+
+def test_without_an_earlier_run_nothing_is_called_new(profile: Profile):
+    thread = thread_of(profile, {("models_bert", "single"): [("tests/a.py::test_1", "ValueError")]})
+    assert verdict(thread) == "❌ Models: 1 failure"
+    assert "*Compared with:* nothing" in text_of(thread.main)
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"), [([], "⚪ Models: no failures in what was seen"), ([("t.py::t", "E")], "❌ Models: 1 failure")]
+)
+def test_what_is_missing_is_in_the_first_line(profile: Profile, failing: list, said: str):
+    missing = Problem(f"multi-gpu_{JOB}_models_bert_test_reports", "the artifact has expired")
+    thread = thread_of(profile, {("models_bert", "single"): failing}, problems=[missing])
+    assert verdict(thread) == f"{said} · ⚠️ incomplete: 1 of 2 reports missing"
+    assert "the artifact has expired: bert (Multi)" in text_of(thread.main)
+
+
+def test_an_answer_of_github_that_is_missing_is_said_too(profile: Profile):
+    thread = thread_of(profile, {("models_bert", "single"): []}, problems=[Problem("jobs", "GitHub answered 403")])
+    assert verdict(thread) == "⚪ Models: no failures in what was seen · ⚠️ incomplete"
+    assert "GitHub answered 403: jobs" in text_of(thread.main)
+
+
+def test_failures_that_pytest_counts_but_nobody_names_are_failures(profile: Profile):
+    report = replace(report_of("models_bert", "single", []), counts=Counts(passed=3, failed=2, errors=1))
+    thread = messages(job_report(RUN, JOB, [report], (), profile), profile)
+    assert verdict(thread) == "❌ Models: 3 failures"
+    assert "*3 failures* counted by pytest, but not named" in text_of(thread.main)
+
+
+def test_where_nothing_ran_nothing_passed(profile: Profile):
+    report = replace(report_of("models_bert", "single", []), counts=Counts())
+    assert verdict(messages(job_report(RUN, JOB, [report], (), profile), profile)) == "⚪ Models: no test ran"
+
+
+# --- whose failure is it --------------------------------------------------------------------------------------------
+
+
+def test_the_reading_says_whether_it_is_the_change_the_device_or_the_infrastructure(profile: Profile):
+    both = [("t.py::test_both", "(line 1)  AssertionError: a")]
+    multi = [("t.py::test_nccl", "(line 3)  torch.OutOfMemoryError: CUDA out of memory."), ("t.py::test_m", "E: b")]
+    thread = thread_of(
+        profile.model_copy(update={"oncall": {"models_bert": "U012ABCDEF", JOB: "the CI team"}}),
+        {("models_bert", "single"): both, ("models_bert", "multi"): both + multi},
+        others=[earlier({("models_bert", "multi"): both + multi}, "Nvidia CI run", run_id=7, run_number=77)],
+    )
+    main = text_of(thread.main)
+    assert "*Tests:* 1 on every device, 2 only on Multi" in main
+    assert "*Infrastructure, probably:* 1 of 4 failures (1 out of memory)" in main
+    assert "*Only here:* 1 of 4 failures, not in the <https://" in main
+    assert "Nvidia CI run #77" in main
+    assert "*Ask:* <@U012ABCDEF>" in main
+
+
+def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
+    step = CiStep(f"Test suite reports artifacts: single-gpu_{JOB}_models_bert_test_reports", 5)
+    job = CiJob(1, "bert", conclusion="failure", html_url="https://github.com/x/job/1", steps=(step,))
+    links = Links(hub="https://hf.co/datasets/x", failures="javascript:alert(1)", page="http://127.0.0.1:3002/runs/1")
+    thread = thread_of(profile, {("models_bert", "single"): [("t.py::t", "E")]}, links, jobs=[job])
+    assert "<https://github.com/x/job/1|Single>" in text_of(thread.replies[0])
+    buttons = {b["text"]["text"]: b["url"] for b in thread.main.blocks[-1]["elements"]}
+    assert buttons == {"CI run": RUN.html_url, "Result files": links.hub, "History": links.page}
+
+
+# --- the replies ----------------------------------------------------------------------------------------------------
+
+
+def test_failures_are_grouped_by_cause_then_by_shared_error_then_by_entry(profile: Profile):
+    failures: Failures = {}
+    for number, entry in enumerate(("models_a", "models_b", "models_c")):
+        failures[entry, "single"] = [
+            (f"{entry}.py::test_net", "(line 4)  HfHubHTTPError: 429 Client Error: Too Many Requests"),
+            (f"{entry}.py::test_shared", f"(line {number})  KeyError: 'layer.{number}'"),
+        ]
+    failures["models_a", "single"].append(("models_a.py::test_own", "(line 5)  AssertionError: own"))
+    thread = thread_of(profile, failures)
+    assert [reply.text for reply in thread.replies] == [
+        "3 failures: too many requests",
+        "3 failures: KeyError: 'layer.0'",
+        "1 failure: a",
+    ]
+    assert "infrastructure, probably" in text_of(thread.replies[0])
+
+
+def test_a_test_that_fails_alike_on_two_devices_is_one_line(profile: Profile):
+    failing = [("t.py::test_1", "(line 1)  ValueError: x")]
+    thread = thread_of(profile, {("models_bert", "multi"): failing, ("models_bert", "single"): failing})
+    assert "• `t.py::test_1` · Single, Multi\n      `(line 1) ValueError: x`" in text_of(thread.replies[0])
+
+
+def test_what_people_call_their_tests_pings_nobody(profile: Profile):
+    hostile = "t.py::test[<!channel> <@U123> `x` & *b*]"
+    thread = thread_of(profile, {("models_bert", "single"): [(hostile, "(line 1)  E: <https://evil.test|click>")]})
+    said = text_of(thread.replies[0])
+    assert "`t.py::test[&lt;!channel&gt; &lt;@U123&gt; ˋxˋ &amp; *b*]`" in said
+    assert "<" not in re.sub(r"<https://github.com/[^<>|]*\|[^<>]*>", "", said)
+
+
+def _in_letters(number: int) -> str:
+    """Errors that differ in numbers alone are taken for the same."""
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
+
+
+def big_run(entries: int, tests: int) -> Failures:
+    return {
+        (f"models_m{number}", device): [
+            (f"tests/m{number}/test_modeling.py::T::test_{t}", f"(line {t})  {_in_letters(number)}: {device}")
+            for t in range(tests)
+        ]
+        for number in range(entries)
+        for device in ("single", "multi")
+    }
+
+
+@pytest.mark.parametrize(("entries", "tests"), [(350, 1), (350, 4), (1, 5000), (29, 1), (2000, 3)])
+def test_however_much_fails_a_thread_is_short_and_nothing_is_lost(profile: Profile, entries: int, tests: int):
+    failures = big_run(entries, tests)
+    thread = thread_of(profile, failures)
+    assert 1 + len(thread.replies) + len(thread.files) <= MESSAGES
+    assert len({reply.key for reply in thread.replies}) == len(thread.replies)
+    said = "\n".join(map(text_of, thread.replies)) + "".join(file.content for file in thread.files)
+    for failing in failures.values():
+        assert all(f"{node_id}" in said for node_id, _ in failing)
+
+
+@pytest.mark.slow
+def test_a_big_thread_is_out_within_40_seconds_at_slacks_pace(profile: Profile, ledger: Ledger):
+    with SlackServer(pace=1) as server:
+        slack = SlackClient("xoxb-test", server.api_url)
+        start = datetime.now()
+        delivered = deliver(thread_of(profile, big_run(350, 4)), RUN, JOB, "#ci", slack=slack, ledger=ledger)
+        assert delivered.where == "slack"
+        assert datetime.now() - start < timedelta(seconds=40)
+        assert 20 < len(server.channel()) <= MESSAGES
+
+
+texts = (
+    st.text(max_size=30) | st.text("<>&`*_~|\n\\x000x ", max_size=4000) | st.sampled_from(["", "x" * 5000, "&" * 3000])
+)
+names = st.text(min_size=1, max_size=10) | st.sampled_from(["models_bert", "m" * 300, "<&>" * 90, ""])
+
+
+@given(
+    failures=st.dictionaries(
+        st.tuples(names, st.sampled_from(["single", "multi", ""]) | names),
+        st.lists(st.tuples(texts, texts), max_size=30),
+        max_size=40,
+    ),
+    problems=st.lists(st.builds(Problem, texts, texts, names, st.just(JOB), names), max_size=20),
+    run=st.builds(
+        CiRun,
+        st.just("a/b"),
+        st.integers(1, 10**12),
+        html_url=texts,
+        title=texts,
+        head_branch=texts,
+        workflow_name=texts,
+    ),
+    url=texts.map("https://x.test/{}".format),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_slack_accepts_every_message(
+    profile: Profile, failures: Failures, problems: list[Problem], run: CiRun, url: str
+):
+    reports = [report_of(entry, device, failing) for (entry, device), failing in failures.items()]
+    previous = earlier(dict(list(failures.items())[::2]), label=url)
+    report = job_report(run, JOB, reports, (), profile, problems=problems, previous=previous)
+    thread = messages(report, profile, links=Links(url, url, url))
+    for message in (thread.main, *thread.replies):
+        assert refusal({"text": message.text, "blocks": list(message.blocks)}) == ""
+    assert 1 + len(thread.replies) + len(thread.files) <= MESSAGES
+    assert not (problems and verdict(thread).startswith("✅"))
