@@ -39,6 +39,7 @@ USER_AGENT = "ci-pipeline"
 PER_PAGE = 100
 PARALLEL = 8
 ATTEMPTS = 6
+FETCH_PATIENCE = 900.0  # seconds
 MAX_OBJECTS = 100_000  # of any list
 LIST_LIMIT = 1000  # GitHub cuts a list of runs that is filtered by time after so many
 
@@ -68,7 +69,8 @@ class GitHubSource:
     """A `Source` on GitHub's REST API; not to be called from inside a running event loop.
 
     `patience`: for how many seconds one request may be tried again; a rate limit that is lifted later than that is an
-    error that says when. `workflows`: the ids or files of those whose runs `runs_after` lists; all when empty.
+    error that says when. While a whole run is fetched, downloads have `FETCH_PATIENCE`: GitHub allows 900 a minute.
+    `workflows`: the ids or files of those whose runs `runs_after` lists; all when empty.
     """
 
     def __init__(
@@ -88,15 +90,6 @@ class GitHubSource:
         self._runner = asyncio.Runner()
         self._one_at_a_time = threading.Lock()
         self._slots = asyncio.Semaphore(PARALLEL)
-        self._tries = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
-            wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
-            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(patience),
-            before_sleep=lambda state: log.warning(
-                "GitHub: %s: trying again in %.1f s", _outcome(state), state.upcoming_sleep
-            ),
-            reraise=True,
-        )
 
     # --- the Source protocol ------------------------------------------------------------------------------------
 
@@ -144,7 +137,7 @@ class GitHubSource:
         """Unpack the artifacts of a run's newest attempt to `into/<name>`; what cannot be had is returned."""
 
         async def fetch() -> list[Problem]:
-            return await self._fetch_all([a for a in await self._artifacts(run_id) if wanted(a.name)], into, None)
+            return await self._fetch_all([a for a in await self._artifacts(run_id) if wanted(a.name)], into)
 
         return self._run(fetch())
 
@@ -184,14 +177,26 @@ class GitHubSource:
             self._client, USER_AGENT, oauth_token=self._token, base_url=self._api_url, cache=_RecentAnswers()
         )
 
-    async def _try(self, what: str, request: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def _try(
+        self, what: str, request: Callable[..., Awaitable[T]], *args: Any, patience: float | None = None
+    ) -> T:
         """Do it, again after failures that pass.
 
         Raises:
             SourceError: it failed for good, or would not succeed within `patience`.
         """
+        tries = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
+            wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
+            stop=tenacity.stop_after_attempt(ATTEMPTS)
+            | tenacity.stop_before_delay(self._patience if patience is None else patience),
+            before_sleep=lambda state: log.warning(
+                "GitHub: %s: %s: trying again in %.1f s", what, _outcome(state), state.upcoming_sleep
+            ),
+            reraise=True,
+        )
         try:
-            return await self._tries.copy()(request, *args)
+            return await tries(request, *args)
         except (SourceError, OSError):
             raise
         except Exception as error:
@@ -237,7 +242,7 @@ class GitHubSource:
             raise SourceError(str(failed), tuple(items)) from failed
         return items
 
-    async def _download(self, artifact: Artifact, file: Path) -> None:
+    async def _download(self, artifact: Artifact, file: Path, patience: float | None) -> None:
         """The artifact's zip file. GitHub redirects to a blob storage, which must not see our token."""
         url = f"{self._api_url}/repos/{self.repository}/actions/artifacts/{artifact.id}/zip"
         headers = gidgethub.sansio.create_headers(USER_AGENT, oauth_token=self._token)
@@ -253,7 +258,7 @@ class GitHubSource:
             if "content-length" not in response.headers and not zipfile.is_zipfile(file):
                 raise httpx2.RemoteProtocolError("the download broke off")
 
-        await self._try(f"GET {url.removeprefix(self._api_url)}", download)
+        await self._try(f"GET {url.removeprefix(self._api_url)}", download, patience=patience)
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
@@ -339,14 +344,14 @@ class GitHubSource:
             raise SourceError(f"GitHub: the artifact {name!r} of run {run_id} has expired")
         return await self._download_and_unpack(artifact, into)
 
-    async def _download_and_unpack(self, artifact: Artifact, into: Path) -> Path:
+    async def _download_and_unpack(self, artifact: Artifact, into: Path, patience: float | None = None) -> Path:
         if not safe_name(artifact.name):
             raise ArtifactRefused(artifact.name, "its name is not a file name")
         into.mkdir(parents=True, exist_ok=True)
         file = into / f".{artifact.id}.zip"
         try:
             async with self._slots:
-                await self._download(artifact, file)
+                await self._download(artifact, file, patience)
                 return await asyncio.to_thread(unpack, file, into / artifact.name)
         finally:
             file.unlink(missing_ok=True)
@@ -365,11 +370,14 @@ class GitHubSource:
             problems.append(Problem("jobs", f"the list of jobs could not be read: {error}"))
             jobs = list(error.read)
         artifacts = [a for a in await self._artifacts(run.run_id, before) if wanted is None or wanted(a.name)]
-        problems += await self._fetch_all(artifacts, into / "artifacts", progress)
+        patience = max(self._patience, FETCH_PATIENCE)
+        problems += await self._fetch_all(artifacts, into / "artifacts", progress, patience)
         identity = {"id": run.run_id, "run_attempt": run.run_attempt, "repository": {"full_name": run.repository}}
         return raw_store.save(into, {**payload, **identity}, {"jobs": jobs}, problems)
 
-    async def _fetch_all(self, artifacts: list[Artifact], into: Path, progress: Progress | None) -> list[Problem]:
+    async def _fetch_all(
+        self, artifacts: list[Artifact], into: Path, progress: Progress | None = None, patience: float | None = None
+    ) -> list[Problem]:
         """Download side by side; what cannot be had is returned.
 
         Raises:
@@ -385,7 +393,7 @@ class GitHubSource:
                 if artifact.expired:
                     problems.append(Problem(artifact.name, "expired"))
                 else:
-                    await self._download_and_unpack(artifact, into)
+                    await self._download_and_unpack(artifact, into, patience)
             except RateLimited:
                 raise
             except ArtifactRefused as error:

@@ -458,6 +458,14 @@ def test_downloads_run_side_by_side_but_not_too_many(github, source, tmp_path):
     assert 1 < github.storage.most_at_once <= PARALLEL
 
 
+def test_while_a_whole_run_is_fetched_a_rate_limit_is_waited_for(github, tmp_path):
+    source = GitHubSource(github.url, None, REPOSITORY, patience=0.1)
+    github.add_run(5)
+    github.add_artifact(5, "report")
+    github.fail("/zip$", status=429, headers={"retry-after": "1"})
+    assert source.fetch(source.run(5), tmp_path / "run").artifact_names == ("report",)
+
+
 def test_a_run_is_not_fetched_while_the_rate_limit_is_used_up(github, source, tmp_path):
     github.add_run(5)
     for number in range(20):
