@@ -35,12 +35,9 @@ class Ledger:
     """
 
     def __init__(self, root: str) -> None:
-        from pyarrow.fs import FileSystem, LocalFileSystem
+        from ci_pipeline.sources.raw_store import filesystem
 
-        if "://" in root:
-            self._fs, self._root = FileSystem.from_uri(root)
-        else:
-            self._fs, self._root = LocalFileSystem(), os.fspath(Path(root).absolute())
+        self._fs, self._root = filesystem(root)
         self._local = self._fs.type_name == "local"
 
     def read(self, name: str) -> dict[str, Any] | None:

@@ -348,7 +348,7 @@ class _Thread:
         alone = Counter(next(iter(devices)) for devices in on.values() if len(devices) == 1)
         words = [f"{everywhere:,} on every device"] if everywhere else []
         words += [f"{alone[device]:,} only on {label}" for device, label in self.devices.items() if alone[device]]
-        return f"*Tests:* {', '.join(words)}"
+        return f"*Failing tests:* {', '.join(words)}" if words else ""
 
     def _tables(self) -> Iterator[str]:
         category_of = self.profile.category_of

@@ -23,15 +23,11 @@ def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> No
     """The main message in a panel, then the first `replies` replies and the files, one line each."""
     from rich.console import Group
     from rich.panel import Panel
-    from rich.text import Text
 
-    title, *blocks = thread.main.blocks or [{"type": "section", "text": {"type": "mrkdwn", "text": thread.main.text}}]
-    if title["type"] != "header":
-        title, blocks = {"text": {"text": ""}}, list(thread.main.blocks)
-    heading = Text(title["text"]["text"], "bold")
-    body = [part for block in blocks for part in _draw_block(block)]
-    colour = _colour(heading.plain)
-    console.print(Panel(Group(heading, *body), border_style=colour, padding=(0, 1), width=min(console.width, WIDTH)))
+    text = [{"type": "section", "text": {"type": "mrkdwn", "text": thread.main.text}}]
+    body = [part for block in thread.main.blocks or text for part in _draw_block(block)]
+    colour = _colour(thread.main.text)
+    console.print(Panel(Group(*body), border_style=colour, padding=(0, 1), width=min(console.width, WIDTH)))
     lines = [_line("▸", unescape(reply.text)) for reply in thread.replies[:replies]]
     if len(thread.replies) > replies:
         lines.append(_line("▸", f"and {len(thread.replies) - replies} more replies"))
@@ -59,7 +55,6 @@ def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
             yield Text()
             yield from _draw_buttons(block["elements"])
         case "header":
-            yield Text()
             yield Text(block["text"]["text"], "bold")
         case "divider":
             yield Rule(style="dim")
@@ -91,14 +86,11 @@ def _draw_text(element: Mapping[str, Any]) -> Iterator[Text]:
         yield text
 
 
-def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    from rich.columns import Columns
     from rich.text import Text
 
-    # Spaces that do not break keep a button on one line.
-    named = [(str(button["text"]["text"]).replace(" ", "\xa0"), button.get("url")) for button in buttons]
-    labels = [Text(f"[\xa0{label}\xa0]", f"link {url}") for label, url in named if url]
-    if labels:
-        yield Text("  ").join(labels)
+    yield Columns([Text(f"[ {b['text']['text']} ]", f"link {b['url']}") for b in buttons if b.get("url")], (0, 2))
 
 
 def _line(mark: str, text: str) -> Text:

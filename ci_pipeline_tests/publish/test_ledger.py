@@ -1,0 +1,75 @@
+"""The ledger on a disk and in a bucket."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from ci_pipeline.publish.ledger import Ledger, name_of
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    if request.param == "disk":
+        yield Ledger(str(tmp_path))
+        return
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="acme-ci")
+        yield Ledger("s3://acme-ci/ledger")
+    finally:
+        server.stop()
+
+
+def test_an_entry_is_written_read_replaced_listed_and_removed(ledger: Ledger):
+    assert ledger.read("slack/sent/a") is None
+    assert ledger.names("slack") == []
+    ledger.write("slack/sent/a", {"n": 1, "text": "ü 漢 🤗"})
+    ledger.write("slack/sent/x/b", {"n": 2})
+    ledger.write("slack/sent/a", {"n": 3})
+    assert ledger.read("slack/sent/a") == {"n": 3}
+    assert sorted(ledger.names("slack/sent")) == ["slack/sent/a", "slack/sent/x/b"]
+    ledger.remove("slack/sent/a")
+    ledger.remove("slack/sent/a")
+    assert ledger.names("slack/sent") == ["slack/sent/x/b"]
+    with ledger.lock("slack/sent/a"):
+        pass
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path):
+    inside = threading.Event()
+    first, second = Ledger(str(tmp_path)), Ledger(str(tmp_path))
+
+    def hold() -> None:
+        with second.lock("a"):
+            inside.set()
+
+    with first.lock("a"):
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert not inside.wait(0.1)
+    assert inside.wait(10)
+    thread.join()
+
+
+@given(parts=st.lists(st.text(max_size=20) | st.sampled_from(["..", ".", "", "a/b", "\0", "#x", "C:\\"]), min_size=1))
+def test_names_from_other_people_stay_in_their_folder_and_apart(parts: list[str]):
+    path = Path("/root", name_of(*parts) + ".json")
+    assert "\0" not in str(path)
+    assert len(path.parts) == 2 + len(parts)
+    assert ".." not in path.parts
+    assert name_of(*parts) != name_of(*parts, "")
