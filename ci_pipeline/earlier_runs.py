@@ -7,24 +7,29 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ci_pipeline.analysis.run_diff import TestKey
 from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
 from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.github_json import run_from, run_payload
+from ci_pipeline.warehouse import WarehouseError, history
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from clickhouse_connect.driver.client import Client
 
     from ci_pipeline.pipeline import Services
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CANDIDATES = 100
 """Runs of a workflow among which the source is asked for the one to compare with."""
@@ -42,7 +47,7 @@ class Comparison:
 def comparisons(run: CiRun, services: Services, known: Sequence[CiRun] = ()) -> list[Comparison]:
     """The runs that the profile's rules compare this one with; the warehouse is asked first, then the source.
 
-    `known`: runs that no warehouse has yet, because they are being processed together with this one.
+    `known`: of a run that is processed together with others, what `known_together` says of them.
     """
     from ci_pipeline.analysis.previous import previous_run, reference_run
 
@@ -67,19 +72,33 @@ def comparisons(run: CiRun, services: Services, known: Sequence[CiRun] = ()) -> 
 def _candidates(
     run: CiRun, workflow_id: int, services: Services, known: Sequence[CiRun], event: str = ""
 ) -> Iterator[Sequence[CiRun]]:
-    """Runs of one workflow, from the nearest place to the furthest; a place that cannot be asked costs a warning."""
-    runs = [*known]
-    if services.warehouse:
-        from ci_pipeline.warehouse import history
-
-        runs += history.previous_runs(services.warehouse, run, workflow_id)
-    yield runs
+    """Runs of one workflow, from the nearest place to the furthest; a place that does not answer costs a warning."""
+    yield known
+    yield ask_warehouse(services, lambda client: history.previous_runs(client, run, workflow_id)) or []
     try:
         yield services.source.workflow_runs(
             workflow_id, event=event, branch=services.profile.default_branch, limit=CANDIDATES
         )
     except SourceError as error:
         log.warning("CI run %s: no earlier runs from the source: %s", run.key, error)
+
+
+def known_together(runs: Sequence[CiRun], services: Services) -> list[CiRun]:
+    """Runs that are processed together, and those that the warehouse knows between and before them."""
+    known = [*runs]
+    for run in {run.workflow_id: run for run in sorted(runs, key=lambda run: run.run_id)}.values():
+        before = partial(history.previous_runs, run=run, workflow_id=run.workflow_id, limit=len(runs) + CANDIDATES)
+        known += ask_warehouse(services, before) or []
+    return known
+
+
+def ask_warehouse(services: Services, question: Callable[[Client], T]) -> T | None:
+    """None where there is no warehouse, or it does not answer: the report need not wait for it."""
+    try:
+        return question(services.warehouse) if services.warehouse else None
+    except WarehouseError as error:
+        log.warning("%s", error)
+        return None
 
 
 def dump(comparison: Sequence[Comparison]) -> str:
@@ -105,12 +124,8 @@ def load(comparison: Comparison, test_job: str, services: Services) -> EarlierRu
             services.tables.read("test_outcomes", run.key),
             services.tables.read("run_diff", run.key),
         )
-    if services.warehouse:
-        from ci_pipeline.warehouse import history
-
-        if earlier := history.earlier_run(services.warehouse, run, test_job, label):
-            return earlier
-    return from_source(run, label, test_job, services)
+    known = ask_warehouse(services, lambda client: history.earlier_run(client, run, test_job, label))
+    return known or from_source(run, label, test_job, services)
 
 
 def from_tables(run: CiRun, label: str, test_job: str, test_outcomes: pa.Table, run_diff: pa.Table) -> EarlierRun:

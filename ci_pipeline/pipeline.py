@@ -13,16 +13,17 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
 from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow
 from ci_pipeline.sources import SourceError, cursor_at
+from ci_pipeline.warehouse import WarehouseError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 TABLES = {
     "raw_artifacts": "ci_run",
     "test_reports": "test_report",
@@ -48,6 +52,12 @@ TABLES = {
     "run_diff": "run_diff",
 }
 """The tables of a processed run in the order in which they are made, and what the warehouse calls each."""
+
+TOGETHER = 25
+"""Runs whose rows are written to the warehouse together."""
+
+PENDING_ROWS = "warehouse/pending"
+"""Ledger entries of the runs that the warehouse does not have yet."""
 
 AHEAD = 8
 """Runs of a range that are read before they are needed: what is read and not yet taken is in memory."""
@@ -63,7 +73,8 @@ class Services:
         self.settings = settings
         self.profile = profile
         self._s3 = s3
-        self._earlier: OrderedDict[tuple[str, str, str], EarlierRun | None] = OrderedDict()
+        self._fetched: _Recent[str, FetchedRun] = _Recent(4)
+        self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
 
     @cached_property
     def source(self) -> Source:
@@ -121,21 +132,33 @@ class Services:
         migrate(client, self.settings.warehouse_engine)
         return client
 
+    def fetched(self, run_key: str) -> FetchedRun:
+        """What `fetch` brought of a CI run.
+
+        Raises:
+            SourceError: nothing; one line.
+        """
+        return self._fetched.get_or(run_key, lambda: _load(self.raw, run_key))
+
     def earlier(self, comparison: earlier_runs.Comparison, test_job: str) -> EarlierRun | None:
-        """What is known of an earlier run; several steps ask for the same."""
+        """What is known of a test job of an earlier run."""
         key = (comparison.run.key, test_job, comparison.label)
-        if key not in self._earlier:
-            self._earlier[key] = earlier_runs.load(comparison, test_job, self)
-            if len(self._earlier) > 8:
-                self._earlier.popitem(last=False)
-        return self._earlier[key]
+        return self._earlier.get_or(key, lambda: earlier_runs.load(comparison, test_job, self))
+
+    def forget(self, run_key: str) -> None:
+        """What is known of a CI run is to be read again."""
+        self._fetched.pop(run_key, None)
+        for key in [key for key in self._earlier if key[0] == run_key]:
+            del self._earlier[key]
 
     def hub_dataset(self, run: CiRun) -> str:
         return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
 
     def channel(self, test_job: str) -> str:
-        job = self.profile.test_jobs.get(test_job)
-        return self.settings.slack_channel or (job.channel if job else "") or f"#{test_job}"
+        """Where a test job's report goes; that of no test job goes where the first one's goes."""
+        jobs = self.profile.test_jobs
+        job = jobs.get(test_job) or next(iter(jobs.values()), None)
+        return self.settings.slack_channel or (job.channel if job else "") or f"#{self.profile.name}"
 
     def is_processed(self, run_key: str) -> bool:
         return self.tables.has(next(reversed(TABLES)), run_key)
@@ -144,6 +167,21 @@ class Services:
         """What the profile says of the run's workflow; None where it says nothing."""
         known = (w for w in self.profile.workflows if run.workflow_id == w.id != 0 or run.workflow_path == w.path != "")
         return getattr(next(known, None), name, None)
+
+
+class _Recent(OrderedDict[K, V]):
+    """The last `size` values that were asked for: the steps of one CI run ask for the same ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def get_or(self, key: K, make: Callable[[], V]) -> V:
+        if key not in self:
+            self[key] = make()
+            while len(self) > self._size:
+                self.popitem(last=False)
+        return self[key]
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------
@@ -158,18 +196,25 @@ def fetch(run: CiRun, services: Services, progress: Progress | None = None) -> F
     with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
         fetched = services.source.fetch(run, Path(folder, run.key), progress=progress)
         services.raw.put(run.key, Path(folder, run.key))
+    services.forget(run.key)
     return fetched
 
 
-def fetched_run(run_key: str, services: Services) -> FetchedRun:
-    """What `fetch` brought.
-
-    Raises:
-        SourceError: nothing; one line.
+def run_at_source(run_key: str, services: Services) -> CiRun:
     """
+    Raises:
+        SourceError: the source does not have it, or cannot be asked; one line.
+    """
+    run_id, _, attempt = run_key.partition("-")
+    if not (run_id.isdecimal() and attempt.isdecimal()):
+        raise SourceError(f"{run_key!r} is no CI run: name it <run id>-<attempt>, as in 19500000001-1")
+    return services.source.run(int(run_id), int(attempt))
+
+
+def _load(raw: RawStore, run_key: str) -> FetchedRun:
     from ci_pipeline.sources.raw_store import load
 
-    with services.raw.local(run_key) as folder:
+    with raw.local(run_key) as folder:
         return load(folder)
 
 
@@ -183,6 +228,14 @@ def ci_run_table(fetched: FetchedRun) -> pa.Table:
     own: dict[str, Any] = {name: [getattr(run, name, None) or ""] for name in CI_RUN.names}
     own |= {"run_number": [run.run_number], "workflow_id": [run.workflow_id], "problems": [problems]}
     return pa.table(own | run_key(run, 1), schema=CI_RUN)
+
+
+def ci_run_of(table: pa.Table) -> CiRun:
+    """The run that `ci_run_table` was made of."""
+    row: dict[str, Any] = table.to_pylist()[0]
+    known = {name: value for name, value in row.items() if name not in ("run_created_at", "problems", "conclusion")}
+    created_at = row["run_created_at"] if row["run_created_at"].timestamp() else None
+    return CiRun(**known, conclusion=row["conclusion"] or None, created_at=created_at)
 
 
 def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
@@ -260,6 +313,18 @@ def job_reports(
     ]
 
 
+def job_results(fetched: FetchedRun, reports: Sequence[JobReport]) -> pa.Table:
+    from ci_pipeline.analysis.tables import test_job_result_table
+
+    return test_job_result_table(fetched.run, reports)
+
+
+def category_results(fetched: FetchedRun, reports: Sequence[JobReport], profile: Profile) -> pa.Table:
+    from ci_pipeline.analysis.tables import category_result_table
+
+    return category_result_table(fetched.run, reports, profile)
+
+
 def run_diff(
     fetched: FetchedRun,
     test_reports: pa.Table,
@@ -269,7 +334,7 @@ def run_diff(
 ) -> pa.Table:
     """What changed since the previous run, and what fails here but not in other runs.
 
-    The table's metadata says which runs these are. `known`: runs that are processed together with this one.
+    The table's metadata says which runs these are. `known`: see `earlier_runs.comparisons`.
     """
     from ci_pipeline.analysis.run_diff import run_diff as diff
     from ci_pipeline.analysis.tables import run_diff_table
@@ -343,9 +408,19 @@ def hub_files(reports: Sequence[JobReport], test_outcomes: pa.Table, services: S
             hub=services.hub,
             ledger=services.ledger,
         )
-        rows = [row | {"where": delivered.where, "root": delivered.url, "detail": delivered.detail} for row in rows]
-    text = [(name, pa.string()) for name in ("test_job", "folder", "name", "where", "root", "detail")]
+        rows = [row | {name: getattr(delivered, name) for name in _PLACE} for row in rows]
+    text = [(name, pa.string()) for name in ("test_job", "folder", "name", *_PLACE)]
     return pa.Table.from_pylist(rows, schema=pa.schema([*text, ("bytes", pa.int64())]))
+
+
+def placed(files: pa.Table) -> list[Delivered]:
+    """Where the files of `hub_files` went."""
+    from ci_pipeline.publish.ledger import Delivered
+
+    return [Delivered(*place) for place in dict.fromkeys(zip(*(files[c].to_pylist() for c in _PLACE), strict=True))]
+
+
+_PLACE = ("where", "url", "detail")
 
 
 def _model_table(report: JobReport, profile: Profile) -> str:
@@ -366,13 +441,29 @@ def _model_table(report: JobReport, profile: Profile) -> str:
     return classic_report(earlier, profile).model_table().text(to_truncate=False)
 
 
-def threads(reports: Sequence[JobReport], files: pa.Table, services: Services) -> dict[str, SlackThread]:
+def threads(
+    fetched: FetchedRun, reports: Sequence[JobReport], files: pa.Table, services: Services
+) -> dict[str, SlackThread]:
     """Each test job's Slack thread, by test job. A push that broke nothing has none: it is no news."""
+    if not reports and fetched.run.conclusion != "success":
+        return {"": _nothing_ran(fetched.run, services)}
     return {
         report.test_job: _thread(report, files, services)
         for report in reports
-        if report.run.event != "push" or report.problems or any(test.outcomes for test in report.reports)
+        if fetched.run.event != "push" or report.problems or any(test.outcomes for test in report.reports)
     }
+
+
+def _nothing_ran(run: CiRun, services: Services) -> SlackThread:
+    from ci_pipeline.publish.mrkdwn import link
+    from ci_pipeline.publish.slack_classic import error_message
+    from ci_pipeline.publish.thread import SlackThread
+
+    return SlackThread(error_message(_title(run, services), link(run.html_url, run.title), run.html_url))
+
+
+def _title(run: CiRun, services: Services) -> str:
+    return f"[INFO] Results of {services.workflow(run, 'ci_event') or run.workflow_name or run.event}"
 
 
 def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThread:
@@ -383,24 +474,20 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
 
     run, profile = report.run, services.profile
     job = profile.test_jobs.get(report.test_job)
-    place = next((row for row in files.to_pylist() if row["test_job"] == report.test_job and row["root"]), None)
-    folder = f"{place['root']}/{place['folder']}" if place else ""
-    names = set(files.filter(pc.field("test_job") == report.test_job)["name"].to_pylist())
-
-    def file_url(name: str) -> str:
-        return f"{folder.replace('/tree/', '/blob/', 1)}/{name}" if folder and name in names else ""
+    uploaded = files.filter((pc.field("test_job") == report.test_job) & (pc.field("url") != "")).to_pylist()
+    folder = next((f"{row['url']}/{row['folder']}" for row in uploaded), "")
+    urls = {row["name"]: f"{folder.replace('/tree/', '/blob/', 1)}/{row['name']}" for row in uploaded}
 
     if services.settings.slack_style == "classic":
-        event = services.workflow(run, "ci_event") or run.workflow_name or run.event
         return slack_classic.classic_report(
             report,
             profile,
-            title=f"[INFO] Results of {event}: {job.test if job else report.test_job}",
+            title=f"{_title(run, services)}: {job.test if job else report.test_job}",
             ci_title=link(run.html_url, run.title),
             run_url=run.html_url,
-            file_url=file_url,
+            file_url=lambda name: urls.get(name, ""),
         ).thread()
-    results = file_url(f"{job.result_name if job else report.test_job}_results.json")
+    results = urls.get(f"{job.result_name if job else report.test_job}_results.json", "")
     return slack_full.messages(report, profile, links=slack_full.Links(hub=folder, failures=results))
 
 
@@ -420,29 +507,100 @@ def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Servi
     }
 
 
-def keep(tables: Mapping[str, pa.Table], services: Services) -> dict[str, int]:
-    """Write tables, named as in `TABLES`, to the warehouse: how many rows went to which of its tables."""
-    from ci_pipeline.warehouse.client import insert
+def keep(run_keys: Sequence[str], services: Services) -> str:
+    """Write the tables of processed runs to the warehouse, in place of what it has of them; says what became of it.
+
+    While the warehouse is down, the runs are noted and go there with the next delivery.
+    """
+    if services.settings.warehouse_url is None:
+        return "no warehouse is configured"
+    rows = 0
+    # A few runs in one insert: many small ones are slow, and all of a long range do not fit in memory.
+    for first in range(0, len(run_keys), TOGETHER):
+        keys = run_keys[first : first + TOGETHER]
+        try:
+            rows += _insert(keys, services)
+        except WarehouseError as error:
+            waiting = run_keys[first:]
+            log.warning("%s; %d CI runs are written to the warehouse later", error, len(waiting))
+            for key in waiting:
+                services.ledger.write(f"{PENDING_ROWS}/{key}", {"run_key": key})
+            return f"pending: {error}"
+        for key in keys:
+            services.ledger.remove(f"{PENDING_ROWS}/{key}")
+    return f"{rows} rows"
+
+
+def _insert(run_keys: Sequence[str], services: Services) -> int:
+    import pyarrow as pa
+
+    from ci_pipeline.warehouse.client import insert_runs
 
     if services.warehouse is None:
-        return {}
-    for name, table in tables.items():
-        insert(services.warehouse, TABLES[name], table)
-    return {TABLES[name]: table.num_rows for name, table in tables.items()}
+        return 0
+    tables = {
+        there: pa.concat_tables([services.tables.read(here, key).replace_schema_metadata() for key in run_keys])
+        for here, there in TABLES.items()
+    }
+    insert_runs(services.warehouse, tables)
+    return sum(table.num_rows for table in tables.values())
 
 
-def deliver_pending(services: Services) -> list[Delivered]:
-    """Try again what could not be delivered: first the Hub's files, since messages link to them."""
+def deliver_pending(services: Services) -> list[str]:
+    """Try again what could not be delivered; a line for each."""
     from ci_pipeline.publish import hub, thread
 
-    return [
-        *hub.deliver_pending(hub=services.hub, ledger=services.ledger),
-        *thread.deliver_pending(slack=services.slack, ledger=services.ledger),
-    ]
+    lines: list[str] = []
+    if names := services.ledger.names(PENDING_ROWS):
+        lines.append(f"warehouse: {keep([name.rpartition('/')[2] for name in names], services)}")
+    delivered = hub.deliver_pending(hub=services.hub, ledger=services.ledger)
+    lines += [_line("files", place) for place in delivered]
+    delivered = thread.deliver_pending(slack=services.slack, ledger=services.ledger)
+    return lines + [_line("messages", place) for place in delivered]
 
 
 def has_pending(services: Services) -> bool:
-    return any(services.ledger.names(folder) for folder in ("hub/pending", "slack/pending"))
+    """Whether there is something to deliver again."""
+    return any(services.ledger.names(folder) for folder in ("hub/pending", "slack/pending", PENDING_ROWS))
+
+
+def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Services) -> Delivered:
+    """Tell Slack, in one message, that the report of a CI run, or of a range of them, could not be made."""
+    from ci_pipeline.publish.mrkdwn import escape
+    from ci_pipeline.publish.slack_classic import header, section
+    from ci_pipeline.publish.thread import SlackMessage, SlackThread, deliver
+
+    which = run_keys[0] if len(run_keys) == 1 else f"{run_keys[0]} to {run_keys[-1]}"
+    text = f"The report of CI run {which} could not be made."
+    blocks = [header(f"❌ {text}"), *(section(escape(reason)) for reason in reasons)]
+    run_id, _, attempt = run_keys[0].partition("-")
+    run = CiRun(services.profile.repository, int(run_id), int(attempt))
+    return deliver(
+        SlackThread(SlackMessage("main", f"❌ {text} {' '.join(reasons)}", blocks)),
+        run,
+        "pipeline failure",
+        services.channel(""),
+        slack=services.slack,
+        ledger=services.ledger,
+    )
+
+
+# --- what is kept, and for how long ---------------------------------------------------------------------------------
+
+
+def expired(services: Services) -> set[str]:
+    """The CI runs that were processed longer ago than the retention time, by key; none that the warehouse lacks."""
+    limit = datetime.now(UTC) - timedelta(days=services.settings.retention_days)
+    written = services.tables.written(next(iter(TABLES)))
+    waiting = {name.rpartition("/")[2] for name in services.ledger.names(PENDING_ROWS)}
+    return {key for key, time in written.items() if time < limit} - waiting
+
+
+def prune(run_key: str, services: Services) -> None:
+    """Forget a CI run's artifacts and tables. What the warehouse has of it stays."""
+    services.raw.delete(run_key)
+    for table in (*reversed(TABLES), "hub_dataset_files"):
+        services.tables.delete(table, run_key)
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------
@@ -471,8 +629,6 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
         SourceError: the run cannot be fetched; one line.
         SlackRefused: Slack said no, and a person has to act; everything else is done.
     """
-    from ci_pipeline.analysis.tables import category_result_table, test_job_result_table
-
     fetched = fetch(run, services, progress)
     test_reports, test_outcomes = read(run.key, services)
     reports = job_reports(fetched, test_reports, test_outcomes, services.profile)
@@ -480,26 +636,28 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
         "raw_artifacts": ci_run_table(fetched),
         "test_reports": test_reports,
         "test_outcomes": test_outcomes,
-        "job_results": test_job_result_table(fetched.run, reports),
-        "category_results": category_result_table(fetched.run, reports, services.profile),
+        "job_results": job_results(fetched, reports),
+        "category_results": category_results(fetched, reports, services.profile),
         "run_diff": run_diff(fetched, test_reports, test_outcomes, services),
     }
-    reports = compared(reports, tables["run_diff"], services)
     for name, table in tables.items():
         services.tables.write(name, run.key, table)
-    keep(tables, services)
+    reports = compared(reports, tables["run_diff"], services)
     files = hub_files(reports, test_outcomes, services)
-    made = threads(reports, files, services)
-    lines = [
-        _line("files", *place) for place in {(row["where"], row["root"], row["detail"]) for row in files.to_pylist()}
-    ]
+    made = threads(fetched, reports, files, services)
+    lines = [_line("files", place) for place in placed(files)]
     if post:
-        lines += [_line(job, d.where, d.url, d.detail) for job, d in post_threads(made, fetched.run, services).items()]
+        lines += [_line(test_job, place) for test_job, place in post_threads(made, fetched.run, services).items()]
+    lines.append(f"warehouse: {keep([run.key], services)}")
     return ProcessedRun(fetched.run, reports, tables, made, lines)
 
 
-def _line(what: str, where: str, url: str, detail: str) -> str:
-    return f"{what}: {where}" + (f" {url}" if url else "") + (f" ({detail})" if detail else "")
+def _line(what: str, place: Delivered) -> str:
+    return (
+        f"{what}: {place.where}"
+        + (f" {place.url}" if place.url else "")
+        + (f" ({place.detail})" if place.detail else "")
+    )
 
 
 def new_runs(services: Services) -> Iterator[CiRun]:
