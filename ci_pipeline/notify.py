@@ -91,9 +91,9 @@ def compare(
 ) -> JobReport:
     """The job report, compared with the earlier runs."""
 
-    def comparable(earlier: Compared) -> EarlierRun:
-        failures = hub_files.comparable_failures(earlier.results, reports)
-        return EarlierRun(earlier.run, earlier.label, failures, earlier.outcomes)
+    def comparable(other: EarlierRun) -> EarlierRun:
+        has_errors = other.run.run_id not in earlier.without_errors
+        return replace(other, failures=hub_files.comparable_failures(other.failures, reports, has_errors=has_errors))
 
     return job_report(
         run,
@@ -116,7 +116,7 @@ def compare(
 def _reading(step: Step) -> Generator[Callable[[], list[TestReport]]]:
     """Read the reports in a process of their own; calling what this yields waits for them."""
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
-    arguments = (step.root, step.profile, step.test_job, step.diffs_results)
+    arguments = (step.root, step.profile, step.test_job, step.profile.diffs_results(step.workflow_path))
     with ProcessPoolExecutor(1, context) as worker:
         future = worker.submit(read, *arguments)
 
@@ -237,23 +237,15 @@ def _warnings_url(step: Step, jobs: Sequence[CiJob]) -> str:
 # --- earlier runs ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Compared:
-    """An earlier run and its results; `outcomes` of all its tests, where they are known."""
-
-    run: CiRun
-    label: str
-    results: hub_files.EarlierResults
-    outcomes: dict[slack_classic.Where, Outcome] | None = None
-
-
 @dataclass
 class Earlier:
-    """The runs that this one is compared with. `not_compared`: what could not be had, one line each."""
+    """The runs that this one is compared with."""
 
-    previous: Compared | None = None
-    others: list[Compared] = field(default_factory=list[Compared])
-    not_compared: list[str] = field(default_factory=list[str])
+    previous: EarlierRun | None = None
+    others: list[EarlierRun] = field(default_factory=list[EarlierRun])
+    model_table: str = ""  # of the previous run
+    without_errors: set[int] = field(default_factory=set[int])  # runs whose files list failures only
+    not_compared: list[str] = field(default_factory=list[str])  # what could not be had, one line each
 
     @contextmanager
     def attempt(self, what: str) -> Generator[None]:
@@ -264,18 +256,19 @@ class Earlier:
 
 
 def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> Earlier:
-    """The runs that the environment names, or those that the profile's rules find; each in a folder of its own."""
-    earlier = Earlier()
-    with earlier.attempt("previous run"):
-        if previous := _named(step, step.env.prev_workflow_run_id) or _previous_run(step, run, source):
-            results = _results(step, previous, source, scratch)
-            outcomes = _outcomes(step, previous, source, scratch) if step.diffs_results else None
-            earlier.previous = Compared(previous, "previous run", results, outcomes)
-    named = _named(step, step.env.other_workflow_run_id)
-    label = step.profile.reference.label if step.profile.reference and not named else "run"
-    with earlier.attempt(label):
-        if other := named or _reference_run(step, run, source):
-            earlier.others.append(Compared(other, label, _results(step, other, source, scratch)))
+    """The runs that the environment names, or that the profile's rules find; the warehouse knows them, or GitHub."""
+    earlier = _in_warehouse(step, run)
+    if earlier.previous is None:
+        with earlier.attempt("previous run"):
+            if previous := _named(step, step.env.prev_workflow_run_id) or _previous_run(step, run, source):
+                earlier.previous = _fetch(step, previous, "previous run", source, scratch, earlier)
+                if step.profile.diffs_results(step.workflow_path):
+                    earlier.previous = replace(earlier.previous, outcomes=_outcomes(step, previous, source, scratch))
+    if not earlier.others:
+        label = _other_label(step)
+        with earlier.attempt(label):
+            if other := _named(step, step.env.other_workflow_run_id) or _reference_run(step, run, source):
+                earlier.others.append(_fetch(step, other, label, source, scratch, earlier))
     return earlier
 
 
@@ -283,17 +276,52 @@ def _named(step: Step, run_id: str) -> CiRun | None:
     return CiRun(step.repository, _int(run_id)) if _int(run_id) else None
 
 
-def _previous_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None:
+def _other_label(step: Step) -> str:
+    named, reference = _int(step.env.other_workflow_run_id), step.profile.reference
+    return reference.label if reference and not named else "run"
+
+
+def _in_warehouse(step: Step, run: CiRun) -> Earlier:
+    """What the warehouse knows; a warehouse that does not answer costs a line."""
+    earlier = Earlier()
+    if not step.settings.warehouse_url:
+        return earlier
+    from ci_pipeline.warehouse import WarehouseError, client, history
+
+    profile = step.profile
+    try:
+        warehouse = client.connect(step.settings.warehouse_url.get_secret_value())
+        previous, other = _named(step, step.env.prev_workflow_run_id), _named(step, step.env.other_workflow_run_id)
+        if not previous and isinstance(workflow := _previous_workflow(step, run), int):
+            previous = previous_run(run, history.previous_runs(warehouse, run, workflow), profile)
+        if not other and profile.reference:
+            other = reference_run(run, history.previous_runs(warehouse, run, profile.reference.workflow_id), profile)
+        if previous:
+            earlier.previous = history.earlier_run(warehouse, previous, step.test_job, "previous run")
+        if other and (found := history.earlier_run(warehouse, other, step.test_job, _other_label(step))):
+            earlier.others.append(found)
+    except WarehouseError as error:
+        log.warning("%s; asking GitHub for the earlier runs", error)
+    return earlier
+
+
+def _previous_workflow(step: Step, run: CiRun) -> int | str:
+    """The workflow whose earlier runs this one may be compared with: its id, or its file; 0 if there is none."""
     rule, reference = step.profile.previous.get(run.event), step.profile.reference
     if rule is None or rule.workflow == "none":
-        return None
-    workflow = run.workflow_id or run.workflow_path
+        return 0
     if rule.workflow == "reference":
-        workflow = reference.workflow_id if reference else 0
+        return reference.workflow_id if reference else 0
+    return run.workflow_id or run.workflow_path or 0
+
+
+def _previous_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None:
+    workflow = _previous_workflow(step, run)
     if not workflow:
         return None
-    candidates = source.workflow_runs(workflow, event=rule.event, branch=step.profile.default_branch)
-    if not run.workflow_id and candidates:
+    event = step.profile.previous[run.event].event
+    candidates = source.workflow_runs(workflow, event=event, branch=step.profile.default_branch)
+    if isinstance(workflow, str) and candidates:
         run = replace(run, workflow_id=candidates[0].workflow_id)
     return previous_run(run, candidates, step.profile)
 
@@ -309,13 +337,19 @@ def _reference_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None
     return None
 
 
-def _results(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> hub_files.EarlierResults:
+def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Path, earlier: Earlier) -> EarlierRun:
+    """What the artifact of an earlier run's own report says."""
     name = hub_files.results_folder(step.test_job)
     folder = source.artifact(run.run_id, name, scratch / str(run.run_id))
     try:
-        return hub_files.read_results(folder, step.job.result_name)
+        results = hub_files.read_results(folder, step.job.result_name)
     except hub_files.NoResults as error:
         raise hub_files.NoResults(f"{name} of run {run.run_id}: {error}") from None
+    if label == "previous run":
+        earlier.model_table = results.model_table
+    if not results.has_errors:
+        earlier.without_errors.add(run.run_id)
+    return EarlierRun(run, label, results.failures)
 
 
 def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[slack_classic.Where, Outcome]:
@@ -344,9 +378,9 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
     Raises:
         SlackError: the report could not be posted; one line.
     """
-    model_table = earlier.previous.results.model_table if earlier.previous else ""
-    files = hub_files.render(report, step.profile, previous_model_table=model_table)
+    files = hub_files.render(report, step.profile, previous_model_table=earlier.model_table)
     write(step.root / hub_files.results_folder(step.test_job), files)
+    file_url = upload(step, report.run, files)
     classic = slack_classic.classic_report(
         report,
         step.profile,
@@ -355,13 +389,19 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         run_url=step.run_url,
         warnings_url=warnings_url,
         not_compared=earlier.not_compared,
-        previous_model_table=model_table,
-        file_url=upload(step, report.run, files),
+        previous_model_table=earlier.model_table,
+        file_url=file_url,
     )
     if classic.passed and not step.reports_success:
         print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
         return
-    post(step, classic.thread())
+    if step.settings.slack_style == "full":
+        from ci_pipeline.publish import slack_full
+
+        results = file_url(f"{step.job.result_name}_results.json")
+        post(step, slack_full.messages(report, step.profile, links=slack_full.Links(failures=results)))
+    else:
+        post(step, classic.thread())
 
 
 def _title(step: Step) -> str:
@@ -431,4 +471,6 @@ def post(step: Step, thread: SlackThread) -> None:
         except SlackRefused as error:
             log.warning("%s: the reply %r", error, reply.text)
             refused += 1
+    for file in thread.files:
+        slack.upload(step.channel, ts, file.name, file.title, file.content)
     print(f"Posted to {step.channel}: the report and {len(thread.replies) - refused} of {len(thread.replies)} replies")

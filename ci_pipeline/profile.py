@@ -110,6 +110,10 @@ class Profile(_Part):
         """The device of a machine; a machine that no device names is a device of its own."""
         return next((d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine)
 
+    def diffs_results(self, workflow_path: str) -> bool:
+        """Whether every test's outcome is compared with the previous run's, not only those that fail."""
+        return any(w.diff_results and w.path == workflow_path.partition("@")[0] for w in self.workflows)
+
     def category_of(self, node_id: str) -> str:
         """The category of a test, from its node id."""
         for rule in self.category_rules:

@@ -65,11 +65,6 @@ class Step:
         return next((w for w in self.profile.workflows if w.path and w.path == self.workflow_path), None)
 
     @property
-    def diffs_results(self) -> bool:
-        """Whether every test's outcome is compared with the previous run's, not only those that fail."""
-        return bool(self.workflow and self.workflow.diff_results)
-
-    @property
     def hub_dataset(self) -> str:
         return self.settings.hub_dataset or (self.workflow and self.workflow.hub_dataset) or self.profile.hub_dataset
 

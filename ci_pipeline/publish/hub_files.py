@@ -75,7 +75,7 @@ def render(report: JobReport, profile: Profile, *, previous_model_table: str = "
             failures = compared.failures
             files[f"{name}.txt"] = classic.failure_list(failures, to_truncate=False)
             files[f"{name}.json"] = failures_by_module(failures, profile, report.test_job)
-    if report.previous and report.previous.outcomes is not None:
+    if classic.results_diff and report.previous:
         files["test_results_diff.json"] = results_diff(report.reports, report.previous)
     return {
         name: content.encode() if isinstance(content, str) else to_json(content, indent=4)
@@ -177,22 +177,24 @@ def read_results(folder: Path, result_name: str) -> EarlierResults:
     return EarlierResults(failures_of(results), (folder / ERRORS).exists(), table)
 
 
-def comparable_failures(earlier: EarlierResults, reports: Iterable[TestReport]) -> dict[Where, str]:
-    """The earlier failures as `reports` would name them.
+def comparable_failures(
+    failures: Mapping[Where, str], reports: Iterable[TestReport], *, has_errors: bool = True
+) -> dict[Where, str]:
+    """Earlier failures as `reports` would name them.
 
-    Older reporters cut node ids at their first space and left errors out: a test whose beginning is named was
-    known, and of an error nobody can say that it is new.
+    Older reporters cut node ids at their first space and left errors out: a test whose beginning is named was known,
+    and of an error nobody can say that it is new.
     """
-    failures = earlier.failures
     cut = {where for where in failures if where[2].count("[") > where[2].count("]")}
     known: dict[Where, str] = {}
-    for report in reports:
-        for outcome in report.outcomes:
-            where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
-            if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
-                known[where] = failures[begins]
-            elif outcome.outcome == "error" and not earlier.has_errors:
-                known[where] = failures.get(where, outcome.trace)
+    if cut or not has_errors:
+        for report in reports:
+            for outcome in report.outcomes:
+                where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
+                if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
+                    known[where] = failures[begins]
+                elif outcome.outcome == "error" and not has_errors:
+                    known[where] = failures.get(where, outcome.trace)
     return {**failures, **known}
 
 

@@ -500,7 +500,7 @@ def classic_report(
             for other in report.others
         ],
         results_diff=Compared(previous.run.run_id, previous.label, (), file_url("test_results_diff.json"))
-        if previous and previous.outcomes is not None
+        if previous and previous.outcomes is not None and profile.diffs_results(report.run.workflow_path)
         else None,
         not_compared=not_compared,
     )
