@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
 from ci_pipeline.model import CiRun
+from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
 from ci_pipeline.settings import Settings
 
@@ -50,7 +51,7 @@ def create_app(settings: Settings, profile: Profile) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.middleware("http")(_with_headers)
     pages = templates(settings, profile)
-    ci_runs = CiRuns(settings, profile)
+    ci_runs = CiRuns(Services(settings, profile))
 
     @app.get("/", response_class=HTMLResponse)
     def index(request: Request) -> Response:
@@ -61,6 +62,11 @@ def create_app(settings: Settings, profile: Profile) -> FastAPI:
     def run_page(request: Request, run_id: int) -> Response:
         return pages.TemplateResponse(request, "run.html", {"page": _run(ci_runs, run_id)})
 
+    @app.get("/history", response_class=HTMLResponse)
+    def history(request: Request, test: str, device: str = "") -> Response:
+        context = {"node_id": test, "device": device, "outcomes": ci_runs.test(test, device)}
+        return pages.TemplateResponse(request, "history.html", context)
+
     @app.get("/api/runs")
     def latest_runs(limit: int = LATEST) -> list[RunPage]:
         return ci_runs.latest(max(1, min(limit, 200)))
@@ -68,6 +74,10 @@ def create_app(settings: Settings, profile: Profile) -> FastAPI:
     @app.get("/api/runs/{run_id}")
     def one_run(run_id: int) -> RunPage:
         return _run(ci_runs, run_id)
+
+    @app.get("/api/history")
+    def test_history(test: str, device: str = "") -> list[dict[str, Any]]:
+        return [dict(row) for row in ci_runs.test(test, device)]
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -106,11 +116,16 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         return f"{profile.web_url}/{run.repository}/blob/{run.head_sha}/{quote(path)}" if run.head_sha else ""
 
     def dagster_url(run: CiRun) -> str:
-        return f"{settings.dagster_url.rstrip('/')}/assets/slack_report?partition={quote(run.key)}"
+        base = settings.dagster_url.rstrip("/")
+        return f"{base}/assets/slack_report?partition={quote(run.key)}" if base else ""
+
+    def history_url(node_id: str) -> str:
+        return f"/history?test={quote(node_id, safe='')}"
 
     environment.filters |= {
+        "history_url": history_url,
         "is_web": is_web,
-        "utc": lambda moment: moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M"),
+        "utc": _utc,
         "duration": _duration,
         "name": _name,
         "commit_url": commit_url,
@@ -122,13 +137,20 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
 
 def is_web(url: object) -> bool:
     """Whether an address may become a link: `https:` anywhere, `http:` on loopback alone."""
-    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    except ValueError:
+        return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
 
 def _static(name: str) -> str:
     """The address of a static file; another content is another address."""
     return f"/static/{name}?{hashlib.sha256((HERE / 'static' / name).read_bytes()).hexdigest()[:8]}"
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _duration(seconds: float) -> str:
@@ -149,8 +171,6 @@ def _run(ci_runs: CiRuns, run_id: int) -> RunPage:
 
 def _message(pages: Jinja2Templates, request: Request, status: int, title: str, message: str) -> Response:
     if request.url.path.startswith("/api/"):
-        from fastapi.responses import JSONResponse
-
         return JSONResponse({"detail": message}, status)
     return pages.TemplateResponse(request, "message.html", {"title": title, "message": message}, status)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ci_pipeline.model import Change, CiRun
+from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
-from ci_pipeline.settings import Settings
+from ci_pipeline.warehouse import WarehouseError, history
+from ci_pipeline.warehouse.history import KnownRun, Row
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 
 class WarehouseUnavailable(Exception):
@@ -135,10 +138,7 @@ class RunPage:
         return bool(self.problems) or not self.jobs or any(job.incomplete for job in self.jobs)
 
 
-Row = Mapping[str, Any]
-
-
-def run_page(run: CiRun, problems: Sequence[str], results: Iterable[Row], profile: Profile) -> RunPage:
+def run_page(known: KnownRun, results: Iterable[Row], profile: Profile) -> RunPage:
     """A run from its rows of `test_job_result`, test jobs in the profile's order."""
     by_job: dict[str, list[Part]] = defaultdict(list)
     for row in results:
@@ -153,16 +153,22 @@ def run_page(run: CiRun, problems: Sequence[str], results: Iterable[Row], profil
         )
         for test_job, parts in sorted(by_job.items(), key=lambda entry: _place(entry[0], job_order))
     ]
-    return RunPage(run, list(problems), jobs)
+    unseen = [
+        f"{job.label}: {' on '.join(filter(None, (part.matrix_entry, part.device)))}: {part.reason}"
+        for job in jobs
+        for part in job.results
+        if not part.complete
+    ]
+    return RunPage(known.run, [*known.problems, *unseen], jobs)
 
 
-def _place(name: str, order: list[str]) -> tuple[int, str]:
+def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
     """Known names in their order, then the others by name."""
     return (order.index(name) if name in order else len(order)), name
 
 
-def groups(diff: Sequence[Row], failing: Iterable[Row]) -> list[Group]:
-    """The tests of one test job by what happened to them: rows of `run_diff`, and of `test_outcome` for those that fail.
+def groups(diff: Sequence[Row], failing: Iterable[Row], devices: Sequence[str]) -> list[Group]:
+    """The tests of one test job by what happened to them: rows of `run_diff`, and of `test_outcome` where they fail.
 
     A failing test is in exactly one group, whether there was a run to compare with or not.
     """
@@ -184,9 +190,8 @@ def groups(diff: Sequence[Row], failing: Iterable[Row]) -> list[Group]:
             since_run_id=row.get("since_run_id", 0),
             only_here=key in only_here,
         )
-        devices = stories[change].setdefault(test.story(), test).devices
-        if device and device not in devices:
-            devices.append(device)
+        on = stories[change].setdefault(test.story(), test).devices
+        on[:] = sorted({*on, device} - {""}, key=lambda name: _place(name, devices))
     return [Group(change, *GROUPS[change], list(stories[change].values())) for change in GROUPS if change in stories]
 
 
@@ -195,14 +200,65 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 
 class CiRuns:
-    """Asks the warehouse."""
+    """Asks the warehouse. Every method raises `WarehouseUnavailable`."""
 
-    def __init__(self, settings: Settings, profile: Profile) -> None:
-        self.settings = settings
-        self.profile = profile
+    def __init__(self, services: Services) -> None:
+        self.services = services
 
     def latest(self, limit: int) -> list[RunPage]:
-        raise WarehouseUnavailable("CI_PIPELINE_WAREHOUSE_URL is not set")
+        """The newest runs, newest first, without their tests."""
+        with self._client() as client:
+            runs = history.latest_runs(client, limit)
+            pages: dict[int, RunPage] = {}
+            for repository in {known.run.repository for known in runs}:
+                ids = [known.run.run_id for known in runs if known.run.repository == repository]
+                results = _by(history.job_results(client, repository, ids), "run_id")
+                counts = _by(history.change_counts(client, repository, ids), "run_id")
+                for known in runs:
+                    if known.run.repository == repository:
+                        page = run_page(known, results[known.run.run_id], self.services.profile)
+                        pages[known.run.run_id] = _with_changes(page, counts[known.run.run_id])
+        return [pages[known.run.run_id] for known in runs]
 
     def run(self, run_id: int) -> RunPage | None:
-        raise WarehouseUnavailable("CI_PIPELINE_WAREHOUSE_URL is not set")
+        """One run with its tests; None where it is not known."""
+        with self._client() as client:
+            known = history.find_run(client, run_id)
+            if known is None:
+                return None
+            repository = known.run.repository
+            page = run_page(known, history.job_results(client, repository, [run_id]), self.services.profile)
+            diff = _by(history.run_changes(client, repository, run_id), "test_job")
+            failing = _by(history.failing_tests(client, repository, run_id), "test_job")
+        devices = list(self.services.profile.devices)
+        jobs = [replace(job, groups=groups(diff[job.test_job], failing[job.test_job], devices)) for job in page.jobs]
+        return replace(page, jobs=jobs)
+
+    def test(self, node_id: str, device: str) -> list[Row]:
+        """How a test ended in the latest runs, newest first."""
+        with self._client() as client:
+            return history.history_of_test(client, self.services.profile.repository, node_id, device=device)
+
+    @contextmanager
+    def _client(self) -> Generator[Client]:
+        try:
+            client = self.services.warehouse
+            if client is None:
+                raise WarehouseUnavailable("No warehouse is configured: set CI_PIPELINE_WAREHOUSE_URL.")
+            yield client
+        except WarehouseError as error:
+            raise WarehouseUnavailable(f"The warehouse cannot be asked: {error}.") from error
+
+
+def _by(rows: Iterable[Row], column: str) -> defaultdict[Any, list[Row]]:
+    found: defaultdict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row[column]].append(row)
+    return found
+
+
+def _with_changes(page: RunPage, counts: Iterable[Row]) -> RunPage:
+    changes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in counts:
+        changes[row["test_job"]][row["change"]] += row["tests"]
+    return replace(page, jobs=[replace(job, changes=changes[job.test_job]) for job in page.jobs])

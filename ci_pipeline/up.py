@@ -1,0 +1,306 @@
+"""Everything on one machine: warehouse, Dagster and pages, children of one process that shows what they make."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from ci_pipeline import pipeline
+from ci_pipeline import sample as bundled
+from ci_pipeline.pipeline import Services
+from ci_pipeline.profile import load_profile
+from ci_pipeline.publish import terminal
+from ci_pipeline.settings import Settings, load_settings
+from ci_pipeline.warehouse.embedded import Embedded
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, DagsterRun
+
+    from ci_pipeline.model import CiRun
+
+log = logging.getLogger(__name__)
+
+DEFINITIONS = "ci_pipeline.definitions"
+LOOPBACK = "127.0.0.1"
+PATIENCE = 120  # seconds in which something has to move
+GRACE = 10  # seconds that a child has to stop
+TICK = 0.2  # seconds between two looks
+SHOWN = 3  # CI runs whose reports are drawn
+
+
+class UpError(RuntimeError):
+    """It cannot be started, or has ended. One line for a person."""
+
+
+class Ports(NamedTuple):
+    dagster: int = 3000
+    hud: int = 3001
+    warehouse: int = 3002
+
+
+def main(*, once: bool, sample: bool, ports: Ports) -> int:
+    """Run until Ctrl-C; with `once`, until the reports of what is in the inbox are made. Returns the exit code.
+
+    Raises:
+        UpError: a port is taken, another one runs already, or a child ended; nothing is left behind.
+        WarehouseError: the warehouse cannot start; likewise.
+    """
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    settings = _settings(ports)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_only_one(settings.home))
+            _check_ports(ports)
+            with console.status("Starting"):
+                watch = _start(settings, ports, stack, sample)
+            _wait(watch, console)
+            failed = _show(watch, console)
+            if once:
+                return 1 if failed else 0
+            _print_addresses(watch.services.settings, ports, console)
+            while True:
+                watch.family.check()
+                time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("Stopped. The next start goes on from here.")
+        return 0
+
+
+def _settings(ports: Ports) -> Settings:
+    """This process's environment, completed for all children."""
+    home = load_settings().home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.update(
+        {
+            "CI_PIPELINE_HOME": str(home),
+            "CI_PIPELINE_DAGSTER_URL": f"http://{LOOPBACK}:{ports.dagster}",
+            "DAGSTER_HOME": str(home / "dagster"),
+            "DAGSTER_EVENT_BATCH_SIZE": "1000",
+            "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+        }
+    )
+    return load_settings()
+
+
+@contextmanager
+def _only_one(home: Path) -> Generator[None]:
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UpError(f"It runs already in {home}: stop it first, or set CI_PIPELINE_HOME") from None
+        yield
+
+
+def _check_ports(ports: Ports) -> None:
+    """Those whose owners would say it less clearly."""
+    for name, port in (("dagster", ports.dagster), ("hud", ports.hud)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                raise UpError(f"Port {port} is in use: stop what uses it, or choose another: --{name}-port") from None
+
+
+def _start(settings: Settings, ports: Ports, stack: ExitStack, sample: bool) -> RunWatch:
+    """Start all parts; what is to be processed is there before Dagster looks for it."""
+    family = Family(settings.home / "logs")
+    if not settings.warehouse_url:
+        output = family.logs / "warehouse.log"
+        warehouse = stack.enter_context(Embedded(settings.home / "warehouse", port=ports.warehouse, log=output))
+        family.children["warehouse"] = warehouse.process
+        os.environ["CI_PIPELINE_WAREHOUSE_URL"] = warehouse.url
+        settings = load_settings()
+    stack.enter_context(family)
+    inbox = settings.home / "inbox"
+    if sample and not settings.source and not inbox.exists():
+        bundled.install(inbox)
+    instance = _dagster_instance(settings.home / "dagster")
+    family.start("dagster", "dagster", "dev", "-m", DEFINITIONS, "-h", LOOPBACK, "-p", str(ports.dagster))
+    family.start("hud", "ci_pipeline.cli", "hud", "--port", str(ports.hud))
+    services = Services(settings, load_profile(settings.profile))
+    return RunWatch(instance, services, family, services.source.runs_after(None, limit=1000).runs)
+
+
+def _dagster_instance(home: Path) -> DagsterInstance:
+    """Dagster's storage, made or brought up to date by one process before the others open it."""
+    home.mkdir(exist_ok=True)
+    configured = Path(__file__).parents[1] / "dagster.yaml"
+    (home / "dagster.yaml").write_text(configured.read_text("utf-8") if configured.exists() else "", "utf-8")
+    from dagster import DagsterInstance
+
+    instance = DagsterInstance.from_config(str(home))
+    instance.upgrade()
+    return instance
+
+
+class Family:
+    """The processes that belong together: each writes to `<logs>/<name>.log`, and all end when this one does."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        logs.mkdir(exist_ok=True)
+
+    def start(self, name: str, *arguments: str) -> None:
+        with (self.logs / f"{name}.log").open("wb") as output:
+            self.children[name] = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
+                preexec_fn=_end_with_parent,
+            )
+
+    def check(self) -> None:
+        """
+        Raises:
+            UpError: a child has ended.
+        """
+        for name, child in self.children.items():
+            if child.poll() is not None:
+                raise UpError(f"{name} ended with exit code {child.returncode}: see {self.logs / name}.log")
+
+    def __enter__(self) -> Family:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The last one started stops first: what is on its way to the warehouse gets there."""
+        for name, child in reversed(self.children.items()):
+            _signal(child, signal.SIGTERM)
+            try:
+                child.wait(GRACE)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                log.warning("%s had to be killed", name)
+            _signal(child, signal.SIGKILL)  # and what it may have left behind in its session
+            child.wait()
+
+
+def _end_with_parent() -> None:
+    """On Linux, a child is told to stop when this process is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+class RunWatch:
+    """How far Dagster is with each of the CI runs that were there at the start."""
+
+    def __init__(self, instance: DagsterInstance, services: Services, family: Family, runs: Sequence[CiRun]) -> None:
+        self.instance = instance
+        self.services = services
+        self.family = family
+        self.runs = runs
+        self.dagster_runs: dict[str, DagsterRun] = {}  # the newest, by CI run key
+
+    def look(self) -> None:
+        """Ask Dagster about the CI runs that are not done."""
+        from dagster import RunsFilter
+
+        waiting = [run.key for run in self.runs if self.state(run) in ("waiting", "working")]
+        if waiting:
+            found = self.instance.get_runs(RunsFilter(tags={"dagster/partition": waiting}))
+            self.dagster_runs |= {run.tags["dagster/partition"]: run for run in reversed(found)}
+
+    def state(self, run: CiRun) -> Literal["waiting", "working", "done", "failed"]:
+        dagster_run = self.dagster_runs.get(run.key)
+        if dagster_run is None:
+            return "waiting"
+        if not dagster_run.is_finished:
+            return "working"
+        return "done" if dagster_run.is_success else "failed"
+
+    def step(self, run: CiRun) -> str:
+        """What Dagster does for it now."""
+        from dagster import DagsterEventType
+
+        started = self.instance.all_logs(self.dagster_runs[run.key].run_id, of_type=DagsterEventType.STEP_START)
+        return (started[-1].step_key or "").replace("_", " ") if started else "starting"
+
+
+def _wait(watch: RunWatch, console: Console) -> None:
+    """Show each CI run until all are done.
+
+    Raises:
+        UpError: a child ended, or nothing moves any more.
+    """
+    spinner = Spinner("dots")
+    seen: list[str] = []
+    moved = time.monotonic()
+    # Redrawn from this loop, since a thread would be in the way of Ctrl-C.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            watch.family.check()
+            watch.look()
+            states = [watch.state(run) for run in watch.runs]
+            if states != seen:
+                seen, moved = states, time.monotonic()
+            if not {"waiting", "working"} & set(states):
+                return
+            if time.monotonic() - moved > PATIENCE:
+                raise UpError(f"Nothing moved for {PATIENCE} s: see {watch.family.logs}/dagster.log")
+            if console.is_terminal:
+                live.update(_progress(watch, spinner), refresh=True)
+            time.sleep(TICK)
+
+
+def _progress(watch: RunWatch, spinner: Spinner) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for run in watch.runs:
+        state = watch.state(run)
+        if state in ("waiting", "working"):
+            mark, what = spinner, "waiting for the sensor" if state == "waiting" else watch.step(run)
+        else:
+            mark, what = (Text("✓", "green") if state == "done" else Text("✗", "red")), state
+        table.add_row(mark, Text(f"{run.workflow_name} #{run.run_number}"), Text(run.key, "dim"), Text(what, "dim"))
+    return table
+
+
+def _show(watch: RunWatch, console: Console) -> int:
+    """Draw the reports of the newest CI runs that are done; how many could not be processed."""
+    failed = [run for run in watch.runs if watch.state(run) == "failed"]
+    for run in [run for run in watch.runs if run not in failed][-SHOWN:]:
+        for thread in pipeline.stored_threads(run.key, watch.services).values():
+            terminal.draw(thread, console)
+    for run in failed:
+        where = f"{watch.services.settings.dagster_url}/runs/{watch.dagster_runs[run.key].run_id}"
+        console.print(Text(f"✗ CI run {run.key} could not be processed: see {where}", "bold red"))
+    return len(failed)
+
+
+def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, where in (
+        ("CI runs", f"http://{LOOPBACK}:{ports.hud}"),
+        ("Dagster", settings.dagster_url),
+        ("Messages", str(settings.outbox_path)),
+        ("Source", settings.source_uri),
+    ):
+        table.add_row(Text(name, "bold"), Text(where))
+    console.print(table)
+    console.print("What comes into the source is reported. Ctrl-C stops everything; a later start goes on from here.")

@@ -1,0 +1,187 @@
+"""The pages of CI runs, over what the pipeline really wrote to a real warehouse."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ci_pipeline.hud.app import create_app, is_web
+from ci_pipeline.hud.ci_runs import groups
+from ci_pipeline.pipeline import Services, process_run
+from ci_pipeline.profile import load_profile
+from ci_pipeline.sample import build, install
+from ci_pipeline.settings import Settings, load_settings
+from ci_pipeline.warehouse.embedded import Embedded
+
+FIRST, SECOND, AMD = (night.run_id for night in build.NIGHTS)
+HOSTILE = 19510000003
+
+
+def settings_at(home: Path, url: str) -> Settings:
+    return load_settings(
+        CI_PIPELINE_HOME=home, CI_PIPELINE_WAREHOUSE_URL=url, CI_PIPELINE_DAGSTER_URL="http://127.0.0.1:3000"
+    )
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded) -> TestClient:
+    """The application over the sample, and over one more run that means no good."""
+    home = tmp_path_factory.mktemp("home")
+    install(home / "inbox")
+    hostile = home / "inbox" / str(HOSTILE)
+    report = hostile / "artifacts" / "single-gpu_run_models_gpu_models_x_test_reports"
+    report.mkdir(parents=True)
+    (report / "stats.txt").write_text("= 1 failed in 1.00s =\n")
+    (report / "summary_short.txt").write_text("FAILED tests/x.py::t[<script>alert(1)</script>] - <img src=x onerror=a>\n")
+    run = build.run_json(build.NIGHTS[1]) | {"id": HOSTILE, "created_at": "2026-11-21T00:00:00Z"}
+    run |= {"html_url": "javascript:alert(1)", "name": "<i>CI</i>", "head_branch": "\"><svg onload=a>"}
+    (hostile / "run.json").write_text(json.dumps(run))
+    (hostile / "_SUCCESS").touch()
+    settings = settings_at(home, embedded_warehouse.url.removesuffix("default") + "pages")
+    profile = load_profile("transformers")
+    services = Services(settings, profile)
+    for ci_run in services.source.runs_after(None).runs:
+        process_run(ci_run, services, post=False)
+    return TestClient(create_app(settings, profile), base_url="http://127.0.0.1")
+
+
+def text(page: str) -> str:
+    """What a reader sees, roughly."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+def test_the_newest_run_is_first(client: TestClient) -> None:
+    page = client.get("/").text
+    assert page.index("AMD CI #417") < page.index("Nvidia CI #1302") < page.index("Nvidia CI #1301")
+
+
+def test_a_run_with_a_killed_job_is_marked_incomplete_and_says_why(client: TestClient) -> None:
+    assert text(client.get("/").text).count("incomplete") >= 2
+    page = text(client.get(f"/runs/{SECOND}").text)
+    assert "Incomplete: the numbers below leave this out" in page
+    assert "Models: models_ibis on multi: " in page
+
+
+def test_a_lost_artifact_is_told_on_its_runs_page(client: TestClient) -> None:
+    assert "PyTorch pipelines: single: no artifact" in text(client.get(f"/runs/{AMD}").text)
+
+
+def test_failing_tests_are_grouped_by_what_happened_to_them(client: TestClient) -> None:
+    [models] = [job for job in client.get(f"/api/runs/{SECOND}").json()["jobs"] if job["test_job"] == "run_models_gpu"]
+    found = {group["change"]: {test["node_id"]: test for test in group["tests"]} for group in models["groups"]}
+    wren = "tests/models/wren/test_modeling_wren.py::"
+    assert found["new_failure"][f"{wren}WrenModelTest::test_left_padding"]["devices"] == ["single", "multi"]
+    assert found["new_failure"][f"{wren}WrenModelTest::test_model_parallelism"]["devices"] == ["multi"]
+    changed = found["changed_error"][f"{wren}WrenModelTest::test_flash_attention_2_inference"]
+    assert "undefined symbol" in changed["previous_trace"]
+    assert "out of memory" in changed["trace"]
+    assert changed["since_run_id"] == FIRST
+    assert f"{wren}test_export[onnx]" in found["fixed"]
+
+
+def test_failures_that_the_other_vendor_does_not_have_are_marked(client: TestClient) -> None:
+    [models, _] = client.get(f"/api/runs/{AMD}").json()["jobs"]
+    only_here = {test["node_id"] for group in models["groups"] for test in group["tests"] if test["only_here"]}
+    assert "tests/models/wren/test_modeling_wren.py::WrenModelTest::test_attention_outputs" in only_here
+    assert "tests/models/wren/test_modeling_wren.py::WrenModelTest::test_left_padding" not in only_here
+
+
+def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
+    page = client.get(f"/runs/{AMD}").text
+    [link] = re.findall(r'href="(/history[^"]*test_attention_outputs)"', page)
+    history = text(client.get(link.replace("&amp;", "&")).text)
+    assert history.count("✗ failed") == 2
+    assert history.count("✓ passed") == 4
+
+
+def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:
+    for path in ("/", f"/runs/{HOSTILE}", "/history?test=%3Cscript%3Ealert(1)%3C/script%3E"):
+        page = client.get(path).text
+        assert "<script" not in page
+        assert "<img" not in page
+        assert "<svg" not in page
+        assert "<i>" not in page
+        assert 'href="javascript' not in page
+    assert "t[<script>" not in client.get(f"/runs/{HOSTILE}").text
+    assert "t[&lt;script&gt;alert(1)&lt;/script&gt;]" in client.get(f"/runs/{HOSTILE}").text
+
+
+def test_every_page_has_a_strict_policy_and_needs_no_script(client: TestClient) -> None:
+    for path in ("/", f"/runs/{SECOND}", "/nowhere", "/healthz"):
+        response = client.get(path)
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert " style=" not in response.text
+        assert " onclick=" not in response.text
+
+
+def test_every_link_of_a_page_leads_somewhere(client: TestClient) -> None:
+    page = client.get(f"/runs/{SECOND}").text
+    own = {link.replace("&amp;", "&") for link in re.findall(r'(?:href|src)="(/[^"]*)"', page)}
+    assert len(own) > 5
+    for link in own:
+        assert client.get(link).status_code == 200, link
+
+
+def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> None:
+    response = client.get("/runs/42")
+    assert response.status_code == 404
+    assert "There is no CI run 42" in text(response.text)
+    assert client.get("/api/runs/42").json() == {"detail": "There is no CI run 42."}
+
+
+def test_what_is_no_number_is_refused_in_words(client: TestClient) -> None:
+    assert client.get("/runs/abc").status_code == 422
+    assert client.get(f"/runs/{10**30}").status_code in (404, 422)
+
+
+def test_healthz_needs_no_warehouse(tmp_path: Path) -> None:
+    settings = load_settings(CI_PIPELINE_HOME=tmp_path)
+    client = TestClient(create_app(settings, load_profile("transformers")))
+    assert client.get("/healthz").json() == {"status": "ok"}
+    response = client.get("/")
+    assert response.status_code == 503
+    assert "CI_PIPELINE_WAREHOUSE_URL" in response.text
+
+
+def test_a_warehouse_that_is_down_is_one_clear_page(tmp_path: Path) -> None:
+    settings = settings_at(tmp_path, "http://127.0.0.1:9/default")
+    response = TestClient(create_app(settings, load_profile("transformers"))).get("/")
+    assert response.status_code == 503
+    assert "The warehouse cannot be asked" in response.text
+
+
+def test_an_empty_warehouse_says_where_runs_come_from(tmp_path: Path, warehouse_url: str) -> None:
+    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
+    assert "No CI run yet" in TestClient(app).get("/").text
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://github.com/x", True),
+        ("http://127.0.0.1:3000/runs", True),
+        ("http://localhost/", True),
+        ("http://example.com/", False),
+        ("javascript:alert(1)", False),
+        ("//example.com", False),
+        ("https://[", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_web_addresses_become_links(url: object, expected: bool) -> None:
+    assert is_web(url) is expected
+
+
+def test_a_failing_test_without_an_earlier_run_is_in_a_group_of_its_own() -> None:
+    row = {"matrix_entry": "m", "device": "single", "node_id": "t", "category": "", "trace": "", "message": "boom"}
+    [group] = groups([], [row], ["single"])
+    assert group.change == "failing"
+    assert group.tests[0].trace == "boom"
