@@ -104,7 +104,7 @@ class SlackClient:
                 answer = self._with_blocks(
                     self._once.chat_postMessage, channel, text, blocks, thread_ts=thread_ts, metadata=metadata
                 )
-                self._ids[channel] = str(answer["channel"])
+                self._ids[channel] = str(answer.get("channel") or channel)
                 return str(answer["ts"])
         raise AssertionError("unreachable")
 
@@ -146,7 +146,7 @@ class SlackClient:
         """Where a person reads a message; "" where Slack does not say."""
         try:
             answer = self._call(self._web.chat_getPermalink, channel=self.channel_id(channel), message_ts=ts)
-            return str(answer["permalink"])
+            return str(answer.get("permalink") or "")
         except SlackError as error:
             log.info("No link to the message: %s", error)
             return ""
@@ -235,6 +235,8 @@ class SlackClient:
             raise SlackRefused(method, reason, subject) from error
         except (OSError, HTTPException, SlackClientError) as error:
             raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SlackUnavailable(f"Slack's answer to {method} is none: {error!r}") from error
 
 
 def _retrying() -> Retrying:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from ci_pipeline.model import CiRun
 from ci_pipeline.publish.ledger import Delivered, Ledger, name_of
+from ci_pipeline.publish.mrkdwn import escape
 from ci_pipeline.publish.slack import EVENT_TYPE, Blocks, Metadata, SlackRefused, SlackUnavailable
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class _Delivery:
         self.channel: str = sent["channel_id"] if sent else pending["channel"]
         self.messages: dict[str, dict[str, str]] = sent["messages"] if sent else {}
         self.url: str = sent["url"] if sent else ""
+        self.wanted: set[str] = set()
         self.counts = {"posted": 0, "edited": 0, "removed": 0}
 
     def send(self, *, look_first: bool) -> Delivered:
@@ -154,8 +156,7 @@ class _Delivery:
             self._say(reply, main)
         for file in thread["files"]:
             self._attach(file, main)
-        wanted = {"main"} | {m["key"] for m in thread["replies"]} | {_file_key(f["name"]) for f in thread["files"]}
-        for key in set(self.messages) - wanted:
+        for key in self.messages.keys() - self.wanted:
             self._remove(key)
 
         if not self.url:
@@ -168,6 +169,7 @@ class _Delivery:
     def _say(self, message: Mapping[str, Any], thread_ts: str | None) -> str:
         """Post a message, or edit it where it is known; its `ts`."""
         key: str = message["key"] if thread_ts else "main"
+        self.wanted.add(key)
         known, digest = self.messages.get(key), _hash([message["text"], message["blocks"]])
         if known and known["hash"] == digest:
             return known["id"]
@@ -194,9 +196,18 @@ class _Delivery:
         """Upload a file; Slack cannot edit one, so the new one replaces the old."""
         key = _file_key(file["name"])
         known, digest = self.messages.get(key), _hash(file["content"])
+        self.wanted.add(key)
         if known and known["hash"] == digest:
             return
-        file_id = self.slack.upload(self.channel, thread_ts, file["name"], file["title"], file["content"])
+        try:
+            file_id = self.slack.upload(self.channel, thread_ts, file["name"], file["title"], file["content"])
+        except SlackRefused as refused:
+            log.warning("%s; the thread says so", refused)
+            text = (
+                f"⚠️ {escape(file['title'])}: the file {escape(file['name'])} could not be attached ({refused.reason})"
+            )
+            self._say({"key": f"no {key}", "text": text, "blocks": []}, thread_ts)
+            return
         self.counts["edited" if known else "posted"] += 1
         self._remember(key, file_id, digest)
         if known and known["id"] != file_id:

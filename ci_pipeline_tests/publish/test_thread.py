@@ -151,6 +151,17 @@ def test_what_slack_refuses_is_kept_until_a_person_has_mended_it(
     assert len(slack_server.channel("new")) == 4
 
 
+def test_a_file_that_may_not_be_attached_costs_nothing_else_and_is_attached_when_it_may(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    slack_server.denied_scopes = {"files.getUploadURLExternal"}
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    assert texts(slack)[-1] == "⚠️ All failures: the file failures.txt could not be attached (missing_scope)"
+    slack_server.denied_scopes.clear()
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    assert texts(slack) == ["2 failures", "about models_bert", "about models_vit", "failures.txt"]
+
+
 class StallingServer(SlackServer):
     """Does what the request with this number asks for, and then never answers."""
 
