@@ -100,8 +100,7 @@ def migrate(client: Client, engine: Engine = "embedded") -> list[str]:
     """
 
     def command(statement: str, **parameters: object) -> None:
-        # Tables are made with the engine that the deployment has: `ReplicatedReplacingMergeTree`.
-        client.command(re.sub(r"\b(?=(?:Replacing)?MergeTree\b)", _ENGINE_PREFIX[engine], statement), parameters)
+        client.command(_for_engine(statement, engine), parameters)
 
     new: list[str] = []
     with refusals("the warehouse refuses a migration"):
@@ -129,6 +128,11 @@ def migrate(client: Client, engine: Engine = "embedded") -> list[str]:
                 log.info("applied %s", name)
                 new.append(name)
     return new
+
+
+def _for_engine(statement: str, engine: Engine) -> str:
+    """The statement with the table engines that a deployment has: `ReplicatedReplacingMergeTree`."""
+    return re.sub(r"\b(?=(?:Replacing)?MergeTree\b)", _ENGINE_PREFIX[engine], statement)
 
 
 def _migrations() -> list[tuple[str, str]]:

@@ -96,6 +96,7 @@ class _Engine:
         self._open = self._connect(self._path)  # the engine lives as long as one connection does
 
     def close(self) -> None:
+        self._open.query("KILL QUERY WHERE query_id != queryID() SYNC", "Null")
         self._open.close()
 
     def answer(self, method: str, query: Mapping[str, str], headers: Mapping[str, str], body: IO[bytes]) -> Response:
@@ -132,7 +133,12 @@ class _Engine:
         while insert is None and (piece := body.read(_PIECE)):
             text += piece
             insert = _INSERT.match(text) if len(text) <= 2 * _PIECE and _MAYBE_INSERT.match(text) else None
-        if method == "GET" and (insert or not _is_read_only(connection, text)):
+        sql = (insert[0] if insert else text).decode()
+        kind = connection.classify_query(sql)
+        read_only = kind["query_class"].name == "READ_ONLY"
+        if kind["statement_count"] > 1:
+            raise RuntimeError("Code: 62. DB::Exception: more than one statement in a request. (SYNTAX_ERROR)")
+        if method == "GET" and not read_only:
             raise RuntimeError("Code: 164. DB::Exception: a GET request only reads: use POST. (READONLY)")
         if insert:
             written = connection.send_insert(insert[1].decode(), insert[2].decode())
@@ -147,7 +153,6 @@ class _Engine:
             result = connection.insert_done(written)
             return Response(headers=_summary(result))
 
-        sql = text.decode()
         found = _FORMAT.search(sql)
         format = (
             found[1] if found else query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
@@ -155,13 +160,9 @@ class _Engine:
         params = {name[6:]: value for name, value in query.items() if name.startswith("param_")}
         result = connection.query(sql, format, params=params)
         about = _summary(result)
-        if _is_read_only(connection, text):
+        if read_only:
             about["X-ClickHouse-Format"] = format
         return Response(result.bytes(), headers=about, media_type="text/plain")
-
-
-def _is_read_only(connection: Any, sql: bytes) -> bool:
-    return connection.classify_query(sql.decode())["query_class"].name == "READ_ONLY"
 
 
 def _summary(result: Any) -> dict[str, str]:
@@ -239,7 +240,7 @@ def listen(host: str, port: int) -> socket.socket:
         WarehouseError: the port is in use, or the address is not on loopback.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+    if not _is_loopback(host):
         raise WarehouseError(f"{host} is not on loopback: the embedded warehouse asks for no password, use ClickHouse")
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -250,6 +251,13 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise WarehouseError(f"cannot listen on {host}:{port}: {error.strerror}: choose another port") from None
     return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def serve(path: Path, host: str = "127.0.0.1", port: int = PORT) -> None:
@@ -280,7 +288,8 @@ def _serve(path: Path, listening: socket.socket, *, while_stdin: bool = False) -
         server = uvicorn.Server(config)
 
         def stop_with_parent() -> None:
-            sys.stdin.buffer.read()
+            while os.read(0, 1):  # not through sys.stdin, whose lock this would hold at exit
+                pass
             server.should_exit = True
 
         if while_stdin:
