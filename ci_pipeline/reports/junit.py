@@ -14,7 +14,10 @@ MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused."""
 
 _PYTHON_PLACE = re.compile(r"(?m)^(?![E>] )\S[^:\n]*\.py:(\d+):")
-_PLACE = re.compile(r"(?m)^\s*[^\s:]+\.\w+:(\d+)(?::\s*|$)|\([\w$.-]+\.\w+:(\d+)\)")  # gtest and go, or Java
+_PLACE = re.compile(r"(?m)^\s*[^\s:]+\.\w+:(\d+)(?::\s*|$)")  # gtest, go
+_FRAME = re.compile(r"\(([\w$-]+)\.\w+:(\d+)\)")  # Java
+_EXCEPTION = re.compile(r"(?m)^E +([A-Za-z_][\w.]*: .*)$")
+_FAILED_ON = re.compile(r'failed on \w+ with "(.*)"', re.DOTALL)  # pytest, of setup and teardown
 _RED: dict[str, Outcome] = {"failure": "failed", "error": "error"}
 
 
@@ -113,7 +116,8 @@ def _outcomes(case: Element, suite: Element) -> Iterator[TestOutcome]:
     found = [tag for tag in ("failure", "error") if tag in children]
     for tag in found:
         message = _message(children[tag])
-        yield TestOutcome(node_id, _RED[tag], message, _trace(children[tag], message), seconds)
+        trace = _trace(children[tag], message, case.get("classname", ""))
+        yield TestOutcome(node_id, _RED[tag], message, trace, seconds)
     if found:
         return
     if any(tag.startswith("flaky") for tag in children):  # Surefire: failed, and passed when it was run again
@@ -150,20 +154,31 @@ def _message(child: Element) -> str:
     text = (child.text or "").strip("\n")
     message = child.get("message") or ""
     kind = child.get("type") or ""
-    if message in ("", "Failed"):  # go-junit-report
-        message = text.strip()
-    elif kind and not message.startswith((kind, kind.rpartition(".")[2])) and text.lstrip().startswith(kind):
+    if message in (
+        "",
+        "Failed",
+        "collection failure",
+    ):  # of go-junit-report, of pytest: nothing that the tag does not say
+        exception = _EXCEPTION.search(text)
+        message = exception[1] if exception else text.strip()
+    elif failed_on := _FAILED_ON.fullmatch(message):
+        message = failed_on[1]
+    elif kind and text.lstrip().startswith(kind) and not message.startswith((kind, kind.rpartition(".")[2])):
         message = f"{kind}: {message}"
     place = _PLACE.match(message)
     return message[place.end() :].lstrip() if place and message[place.end() :].strip() else message
 
 
-def _trace(child: Element, message: str) -> str:
+def _trace(child: Element, message: str, owner: str) -> str:
     text = f"{child.text or ''}\n{child.get('message') or ''}"
-    line = ""
+    frames = _FRAME.findall(text)
+    own = owner.rpartition(".")[2].partition("$")[0]
     if places := _PYTHON_PLACE.findall(text):
         line = places[-1]
-    elif place := _PLACE.search(text):
-        line = place[1] or place[2]
+    elif frames:
+        line = next((line for file, line in frames if file == own), frames[0][1])
+    else:
+        place = _PLACE.search(text)
+        line = place[1] if place else ""
     first = message.partition("\n")[0].strip()
     return f"(line {line})  {first}" if line else first

@@ -71,8 +71,10 @@ def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Cras
     pairs: list[Crash | None] = [None] * len(entries)
     for message, places in said.items():
         found = crashed.get(message, [])
+        if not found and message.endswith(b"..."):
+            found = [crash for crash in crashes if crash.agrees_with(message)]
         if len(set(found)) == 1:
-            found *= len(places)
+            found = found[:1] * len(places)
         # A whole traceback says the place of a crash again: so many lines in a row are one crash.
         times, rest = divmod(len(found), len(places))
         if message and times and not rest:

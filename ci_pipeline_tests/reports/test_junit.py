@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ci_pipeline.model import Counts, TestReport
+from ci_pipeline.reports import junit
+from ci_pipeline.reports.read import read_report
+
+from .conftest import ARTIFACT, Session
+
+Reader = Callable[..., TestReport]
+
+PYTEST = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites name="pytest tests"><testsuite name="pytest" errors="1" failures="1" skipped="2" tests="5" time="1.500"
+  timestamp="2026-11-10T02:17:43" hostname="runner">
+<testcase classname="tests.models.test_a.TestA" name="test_ok[a - b]" time="0.001" />
+<testcase classname="tests.models.test_a.TestA" name="test_bad" time="0.002">
+  <failure message="ValueError: a &amp; b&#10;second line">self = &lt;x&gt;
+
+    def test_bad(self):
+&gt;       f()
+
+tests/models/test_a.py:12:
+_ _ _ _
+src/lib.py:34: ValueError</failure></testcase>
+<testcase classname="tests.models.test_a" name="test_skip" time="0.000">
+  <skipped type="pytest.skip" message="no gpu">/r/tests/models/test_a.py:3: no gpu</skipped></testcase>
+<testcase classname="tests.models.test_a" name="test_known" time="0.000">
+  <skipped type="pytest.xfail" message="known bug" /></testcase>
+<testcase classname="" name="tests.test_b" time="0.000">
+  <error message="collection failure">tests/test_b.py:1: in &lt;module&gt;
+E   ModuleNotFoundError: No module named 'x'</error></testcase>
+</testsuite></testsuites>"""
+
+SUREFIRE = """<testsuite name="com.acme.BarTest" tests="3" failures="1" time="1,234.5">
+<testcase name="adds" classname="com.acme.BarTest" time="1,000.0"/>
+<testcase name="fails" classname="com.acme.BarTest" time="0.5">
+<failure message="expected 1 but was 2" type="java.lang.AssertionError">java.lang.AssertionError: expected 1 but was 2
+\tat org.junit.Assert.fail(Assert.java:88)
+\tat com.acme.BarTest.fails(BarTest.java:42)</failure></testcase>
+<testcase name="flaky" classname="com.acme.BarTest" time="0.5"><flakyFailure message="once" type="E"/></testcase>
+</testsuite>"""
+
+GTEST = """<testsuites tests="3" failures="1" disabled="1" time="0.5" name="AllTests">
+<testsuite name="Math" tests="3" failures="1" time="0.5" timestamp="2026-11-10T02:17:43.123">
+<testcase name="Adds" file="/src/math_test.cc" line="7" status="run" result="completed" time="0.1" classname="Math" />
+<testcase name="Divides" status="run" result="completed" time="0.1" classname="Math">
+<failure message="math_test.cc:12&#x0A;Expected equality of these values:&#x0A;  1" type=""><![CDATA[math_test.cc:12
+Expected equality of these values:]]></failure></testcase>
+<testcase name="DISABLED_Roots" status="notrun" result="suppressed" time="0" classname="Math" />
+</testsuite></testsuites>"""
+
+GO = """<testsuites><testsuite tests="2" failures="1" time="0.160" name="acme.com/pkg" timestamp="2026-11-10T02:17:43Z">
+<properties><property name="go.version" value="go1.25"></property></properties>
+<testcase classname="acme.com/pkg" name="TestA/sub one" time="0.060"></testcase>
+<testcase classname="acme.com/pkg" name="TestB" time="0.100">
+<failure message="Failed" type="">    file_test.go:11: expected 1, got 2</failure></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "red"),
+    [
+        (
+            PYTEST,
+            Counts(1, 1, 1, 1, 1, seconds=1.5),
+            [
+                ("tests/models/test_a.py::TestA::test_bad", "failed", "(line 34)  ValueError: a & b"),
+                ("tests/test_b.py", "error", "(line 1)  ModuleNotFoundError: No module named 'x'"),
+            ],
+        ),
+        (
+            SUREFIRE,
+            Counts(2, 1, rerun=1, seconds=1234.5),
+            [
+                (
+                    "com.acme.BarTest::fails",
+                    "failed",
+                    "(line 42)  java.lang.AssertionError: expected 1 but was 2",
+                )
+            ],
+        ),
+        (
+            GTEST,
+            Counts(1, 1, skipped=1, seconds=0.5),
+            [("Math::Divides", "failed", "(line 12)  Expected equality of these values:")],
+        ),
+        (GO, Counts(1, 1, seconds=0.16), [("acme.com/pkg::TestB", "failed", "(line 11)  expected 1, got 2")]),
+    ],
+    ids=["pytest", "surefire", "gtest", "go-junit-report"],
+)
+def test_every_flavour_gives_the_same_outcomes(
+    report_of: Reader, text: str, counts: Counts, red: list[tuple[str, str, str]]
+) -> None:
+    report = report_of({"junit.xml": text})
+    assert report.problems == ()
+    assert report.counts == counts
+    assert [(o.node_id, o.outcome, o.trace) for o in report.outcomes] == red
+
+
+def test_every_outcome_is_there_when_asked_for(report_of: Reader) -> None:
+    report = report_of({"junit.xml": PYTEST}, every_outcome=True)
+    assert [(o.node_id, o.outcome, o.seconds) for o in report.outcomes][:1] == [
+        ("tests/models/test_a.py::TestA::test_ok[a - b]", "passed", 0.001)
+    ]
+    assert [o.outcome for o in report.outcomes] == ["passed", "failed", "skipped", "xfailed", "error"]
+
+
+def test_a_suite_that_is_in_two_files_counts_once(report_of: Reader) -> None:
+    report = report_of({"TEST-a.xml": PYTEST, "TESTS.xml": PYTEST})
+    assert report.counts == Counts(1, 1, 1, 1, 1, seconds=1.5)
+    assert len(report.outcomes) == 2
+
+
+def test_nested_suites_count_once(report_of: Reader) -> None:
+    inner = '<testsuite name="inner" time="2"><testcase classname="a.T" name="x"><failure/></testcase></testsuite>'
+    report = report_of({"a.xml": f'<testsuites><testsuite name="outer" time="3">{inner}</testsuite></testsuites>'})
+    assert report.counts == Counts(failed=1, seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (PYTEST[:900], "a.xml is cut off or no XML: "),
+        ("", "a.xml is cut off or no XML: "),
+        ('<!DOCTYPE x [<!ENTITY a "b">]><testsuite name="&a;"/>', "a.xml is refused: DTDForbidden"),
+        ('<!DOCTYPE x SYSTEM "http://127.0.0.1/x.dtd"><testsuite/>', "a.xml is refused: DTDForbidden"),
+        ("<coverage/>", "a.xml: no test suite"),
+    ],
+)
+def test_a_file_that_cannot_be_trusted_is_a_problem(report_of: Reader, text: str, reason: str) -> None:
+    report = report_of({"a.xml": text})
+    assert report.counts is None
+    assert report.problems[0].reason.startswith(reason)
+
+
+def test_what_was_read_before_the_file_breaks_is_kept(report_of: Reader) -> None:
+    report = report_of({"a.xml": PYTEST[: PYTEST.index('<testcase classname=""')]})
+    assert [o.node_id for o in report.outcomes] == ["tests/models/test_a.py::TestA::test_bad"]
+    assert report.counts is None
+
+
+def test_a_huge_file_is_refused(report_of: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(junit, "MAX_BYTES", 1 << 20)
+    report = report_of({"a.xml": "<testsuite>" + " " * (1 << 20) + "</testsuite>"})
+    assert report.problems[0].reason == "a.xml is refused: larger than 1 MiB"
+
+
+@pytest.mark.slow
+def test_what_pytest_writes_as_xml_is_what_it_writes_as_text(session: Callable[..., Session], tmp_path: Path) -> None:
+    source = """
+import pytest
+class TestA:
+    @pytest.mark.parametrize("x", ["a b", "a - b", "\\u00e9"])
+    def test_p(self, x): assert x == 0
+def test_fine(): pass
+@pytest.mark.skip(reason="no")
+def test_skip(): pass
+@pytest.mark.xfail
+def test_known(): assert 0
+@pytest.fixture
+def broken(): raise OSError("no space")
+def test_setup(broken): pass
+"""
+    (tmp_path / "xml").mkdir()
+    done = session({"tests/test_a.py": source}, f"--junit-xml={tmp_path}/xml/report.xml")
+    text, xml = read_report(done.folder, ARTIFACT), read_report(tmp_path / "xml", ARTIFACT)
+    assert xml.counts is not None
+    assert text.counts is not None
+    for name in ("passed", "failed", "errors", "skipped", "xfailed"):
+        assert getattr(xml.counts, name) == getattr(text.counts, name)
+    assert [(o.node_id, o.outcome) for o in xml.outcomes] == [(o.node_id, o.outcome) for o in text.outcomes]
+    assert [o.trace for o in xml.outcomes if o.outcome == "failed"] == [
+        o.trace for o in text.outcomes if o.outcome == "failed"
+    ]
+
+
+elements = st.recursive(
+    st.sampled_from(["", "text", "<failure message='a'>x.py:3: E</failure>", "<skipped/>", "<error/>", "<a:b/>"]),
+    lambda inner: st.tuples(st.sampled_from(["testsuite", "testcase", "testsuites", "failure"]), st.lists(inner)).map(
+        lambda node: f"<{node[0]} name='n' time='1,0'>{''.join(node[1])}</{node[0]}>"
+    ),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(elements | st.binary(max_size=50))
+def test_no_xml_crashes_the_reader(report_of: Reader, text: str | bytes) -> None:
+    report = report_of({"a.xml": text})
+    assert report.counts or report.problems

@@ -1,0 +1,329 @@
+"""Reports that pytest really wrote, and reports that something happened to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ci_pipeline.model import Counts, TestReport
+from ci_pipeline.reports.read import read_report
+
+from .conftest import ARTIFACT, Session
+
+ODD_TESTS = r"""
+import subprocess, sys, unittest
+import pytest
+
+IDS = ["a b", "a - b", "- dash - ", "a] - b", "[", "]", "x[y]z", "a::b", "FAILED tests/z.py::t - no", " lead", "trail ",
+       "\u00e9\u6f22\U0001f917", "tab\t", "x" * 120, "<!channel>", "tests/models/t.py::T::t"]
+
+@pytest.mark.parametrize("value", IDS, ids=IDS)
+def test_odd_ids(value):
+    assert value is None, "odd"
+
+@pytest.mark.parametrize("value", IDS, ids=IDS)
+def test_odd_ids_pass(value):
+    pass
+
+def test_ghosts():
+    raise RuntimeError(
+        "log follows\nFAILED tests/ghost.py::T::t - boo\nFAILED to launch kernel\nERROR tests/ghost.py - lost\n"
+        "PASSED tests/ghost.py::fine\n=========== 1 failed in 8.00s ==========="
+    )
+
+def test_ghost_of_a_real_one():
+    raise RuntimeError("log follows\nFAILED test_odd.py::test_last - not this")
+
+def test_plain_text():
+    pytest.fail("plain text\nsecond line", pytrace=False)
+
+def test_same_message_1():
+    assert 1 == 2
+
+def test_same_message_2():
+
+    assert 1 == 2
+
+class TestCase(unittest.TestCase):
+    def test_equal(self):
+        self.assertEqual([1, 2], [1, 3])
+
+    def test_sub(self):
+        for i in range(3):
+            with self.subTest("some - text", i=i):
+                self.assertNotEqual(i, 1)
+
+    @unittest.expectedFailure
+    def test_unexpected_success(self):
+        pass
+
+def test_chained():
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        raise ValueError("outer") from error
+
+def test_last():
+    int("x")
+"""
+
+ODD_ERRORS = """
+import pytest
+
+@pytest.fixture
+def broken():
+    raise ConnectionError("no network\\nERROR test_errors.py::test_ghost - x")
+
+@pytest.fixture
+def leaves_a_mess():
+    yield
+    raise RuntimeError("teardown: could not free cuda:1")
+
+def test_setup(broken):
+    pass
+
+@pytest.mark.parametrize("value", ["a - b", "c d"])
+def test_setup_of_odd_ids(broken, value):
+    pass
+
+def test_teardown(leaves_a_mess):
+    pass
+
+def test_fails_and_leaves_a_mess(leaves_a_mess):
+    assert False
+
+def test_no_such_fixture(no_such_fixture):
+    pass
+
+@pytest.mark.skip(reason="no gpu: none")
+def test_skipped():
+    pass
+
+@pytest.mark.xfail(reason="known - bug")
+def test_xfailed():
+    assert False
+
+@pytest.mark.xfail
+def test_xpassed():
+    pass
+
+@pytest.mark.xfail(strict=True)
+def test_xpassed_strictly():
+    pass
+"""
+
+SUITE = {
+    "test_odd.py": ODD_TESTS,
+    "test_errors.py": ODD_ERRORS,
+    "test_import.py": "import a_module_that_nobody_has",
+    "tests/test_syntax.py": "def test(:",
+    "test_plain.py": "def test_passes():\n    pass\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ci", [True, False], ids=["ci", "terminal"])
+@pytest.mark.parametrize("options", [(), ("-q",), ("-rEf", "-vv"), ("--color=yes",), ("-rA",)], ids="".join)
+def test_every_failing_test_of_pytest_is_reported_with_its_own_trace(
+    session: Callable[..., Session], options: tuple[str, ...], ci: bool
+) -> None:
+    done = session(SUITE, "--continue-on-collection-errors", *options, ci=ci)
+    report = read_report(done.folder, ARTIFACT)
+    assert report.problems == ()
+    assert report.counts is not None
+    assert (report.counts.passed, report.counts.failed, report.counts.errors) == tuple(
+        len(done.happened[outcome]) for outcome in ("passed", "failed", "error")
+    )
+    for outcome in ("failed", "error"):
+        found = [o for o in report.outcomes if o.outcome == outcome]
+        assert [o.node_id for o in found] == [node_id for node_id, _ in done.happened[outcome]]
+        for o, (_, line) in zip(found, done.happened[outcome], strict=True):
+            assert o.trace
+            if line is not None:
+                assert o.trace.startswith(f"(line {line})  "), o
+
+
+@pytest.mark.slow
+def test_the_other_outcomes_and_seconds_are_read_when_they_are_asked_for(session: Callable[..., Session]) -> None:
+    done = session(SUITE, "--continue-on-collection-errors")
+    report = read_report(done.folder, ARTIFACT, every_outcome=True)
+    by_outcome = {word: [o for o in report.outcomes if o.outcome == word] for word in ("passed", "skipped", "xfailed")}
+    assert {o.node_id for o in by_outcome["passed"]} == {node_id for node_id, _ in done.happened["passed"]}
+    assert all(o.seconds is not None for o in by_outcome["passed"])
+    assert [o.message for o in by_outcome["skipped"]] == ["no gpu: none"]
+    assert [(o.node_id, o.message) for o in by_outcome["xfailed"]] == [("test_errors.py::test_xfailed", "known - bug")]
+    assert [o.node_id for o in report.outcomes if o.outcome == "xpassed"] == ["test_errors.py::test_xpassed"]
+    message = next(o.message for o in report.outcomes if o.node_id == "test_odd.py::test_ghosts")
+    assert message.startswith("RuntimeError: log follows\nFAILED tests/ghost.py::T::t - boo\nFAILED to launch kernel")
+
+
+@pytest.mark.slow
+def test_a_session_without_failures_has_no_outcomes_and_no_problems(session: Callable[..., Session]) -> None:
+    report = read_report(session({"test_plain.py": SUITE["test_plain.py"]}).folder, ARTIFACT)
+    assert report.counts is not None
+    assert (report.counts.passed, report.outcomes, report.problems) == (1, (), ())
+
+
+HEADER = "=========================== short test summary info ============================\n"
+
+
+def test_lines_that_repeat_a_test_are_the_output_of_its_child_process(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER
+        + "FAILED tests/test_a.py::T::test_sub - Failed: (subprocess) assert 0\n"
+        + "== test session starts ==\nFAILED tests/test_a.py::T::test_sub - assert 0\n== 1 failed in 8.00s ==\n"
+        + "FAILED tests/test_a.py::T::test_z - KeyError: 'z'\n",
+        failures_line="== FAILURES ==\n/r/utils.py:7: Failed: (subprocess) assert 0\n/r/test_a.py:9: KeyError: 'z'\n",
+    )
+    assert [(o.node_id, o.trace) for o in report.outcomes] == [
+        ("tests/test_a.py::T::test_sub", "(line 7)  Failed: (subprocess) assert 0"),
+        ("tests/test_a.py::T::test_z", "(line 9)  KeyError: 'z'"),
+    ]
+
+
+def test_a_child_that_died_leaves_its_parent_in_the_report(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 1 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED tests/test_a.py::test_sub - Failed: (subprocess) \n== test session starts ==\n",
+        failures_line="== FAILURES ==\n/r/utils.py:7: Failed: (subprocess)\n",
+    )
+    assert [(o.node_id, o.trace) for o in report.outcomes] == [
+        ("tests/test_a.py::test_sub", "(line 7)  Failed: (subprocess)")
+    ]
+
+
+def test_an_entry_without_a_place_does_not_shift_the_traces_of_others(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 3 failed in 1.00s ==",
+        summary_short=HEADER + "".join(f"FAILED t.py::t{i} - {m}\n" for i, m in enumerate(("E: m", "K: b", "V: c"))),
+        failures_line="== FAILURES ==\nplain text, pytrace off\nsecond line\n/r/t.py:22: K: b\n/r/t.py:33: V: c\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["E: m", "(line 22)  K: b", "(line 33)  V: c"]
+
+
+def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED a.py::T::test_x[a b] - E: m\nFAILED b.py::test_y\n",
+        failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x[a b] _____\n    x()\n\na.py:12: E\n"
+        "_____ test_y _____\n>   y()\nE   ValueError: text\nE   more\n\nb.py:34: ValueError\n"
+        "----- Captured stdout call -----\nlib.py:99: not here\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["(line 12)  E: m", "(line 34)  ValueError: text"]
+    assert [o.message for o in report.outcomes] == ["E: m", ""]
+
+
+def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed, 1 error in 1.00s ==",
+        failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x _____\na.py:12: E\n_____ test_y _____\nb.py:3: E\n",
+        errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\ntests/c.py:1: in <module>\nE   ImportError: no",
+    )
+    assert [(o.node_id, o.outcome, o.trace) for o in report.outcomes] == [
+        ("T.test_x", "failed", "(line 12)  E"),
+        ("test_y", "failed", "(line 3)  E"),
+        ("tests/c.py", "error", "(line 1)  ImportError: no"),
+    ]
+    assert report.problems[0].reason == (
+        "summary_short.txt is missing; pytest counted 2 failed, summary_short.txt lists 0; "
+        "pytest counted 1 errors, summary_short.txt lists 0"
+    )
+
+
+def test_ghosts_are_known_by_the_headlines_when_there_are_no_crash_lines(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER
+        + "FAILED a.py::test_a - E: one\nFAILED g.py::test_b - not this\nFAILED a.py::test_c - E: two\n",
+        failures_long="== FAILURES ==\n_____ test_a _____\na.py:1: E\n_____ test_c _____\na.py:2: E\n",
+    )
+    assert [o.node_id for o in report.outcomes] == ["a.py::test_a", "a.py::test_c"]
+    assert report.outcomes[0].message == "E: one\nFAILED g.py::test_b - not this"
+    assert report.problems == ()
+
+
+def test_subtests_are_reported_with_their_description(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 3 failed, 2 subtests passed in 1.00s ==",
+        summary_short=HEADER
+        + "SUBFAILED[a b] (i=1) t.py::test_a - assert 1\n"
+        + "[c] (i='x y') SUBFAIL t.py::T::test_b - assert 2\n"
+        + "FAILED t.py::test_a - contains 1 failed subtest\n",
+        failures_line="== FAILURES ==\nt.py:1: assert 1\nt.py:2: assert 2\n",
+    )
+    assert [(o.node_id, o.trace) for o in report.outcomes] == [
+        ("t.py::test_a [a b] (i=1)", "(line 1)  assert 1"),
+        ("t.py::T::test_b [c] (i='x y')", "(line 2)  assert 2"),
+        ("t.py::test_a", "contains 1 failed subtest"),
+    ]
+
+
+def test_colours_carriage_returns_and_bytes_of_no_encoding_do_no_harm(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats=b"\x1b[31m=== \x1b[31m\x1b[1m1 failed\x1b[0m, \x1b[32m3 passed\x1b[0m\x1b[31m in 2.04s\x1b[0m ===\r\n",
+        summary_short=b"\x1b[36m== short test summary info ==\x1b[0m\r\n"
+        b"\x1b[31mFAILED\x1b[0m t.py::\x1b[1mtest_a\x1b[0m - E: caf\xe9\r\n",
+        failures_line=b"== FAILURES ==\r\n\x1b[1m\x1b[31mt.py\x1b[0m:3: E: caf\xe9\r\n",
+    )
+    assert report.counts == Counts(3, 1, seconds=2.04)
+    assert [(o.node_id, o.message, o.trace) for o in report.outcomes] == [
+        ("t.py::test_a", "E: caf\ufffd", "(line 3)  E: caf\ufffd")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "the artifact holds no report: the job was killed, or its report was lost"),
+        ({"dummy.txt": "dummy"}, "the artifact holds no report: the job was killed, or its report was lost"),
+        ({"summary_short.txt": HEADER}, "stats.txt is missing"),
+        ({"stats.txt": "", "summary_short.txt": HEADER}, "stats.txt is empty"),
+        ({"stats.txt": "=== 3 fai", "summary_short.txt": HEADER}, "stats.txt has no closing line of pytest"),
+        ({"stats.txt": "= 3 passed in 1.00s ="}, "summary_short.txt is missing"),
+        ({"stats.txt": "= 3 passed in 1.00s =", "summary_short.txt": ""}, "summary_short.txt is empty"),
+        (
+            {"stats.txt": "= 2 failed in 1.00s =", "summary_short.txt": HEADER + "FAILED t.py::t - E"},
+            "pytest counted 2 failed, summary_short.txt lists 1",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    report_of: Callable[..., TestReport], files: dict[str, str], reason: str
+) -> None:
+    for every_outcome in (False, True):
+        report = report_of(files, every_outcome=every_outcome)
+        assert [problem.reason for problem in report.problems] == [reason]
+        assert (report.problems[0].subject, report.problems[0].device) == (ARTIFACT.name, "single")
+
+
+def test_a_session_in_which_nothing_ran_has_nothing_to_summarise(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(stats="== no tests ran in 0.01s ==", summary_short="", every_outcome=True)
+    assert (report.counts, report.problems) == (Counts(seconds=0.01), ())
+
+
+@pytest.mark.parametrize("name", ["stats", "summary_short", "failures_line"])
+def test_a_directory_among_the_files_costs_no_failing_test(
+    report_of: Callable[..., TestReport], tmp_path: Path, name: str
+) -> None:
+    files = {
+        "stats": "= 1 failed in 1.00s =",
+        "summary_short": HEADER + "FAILED t.py::t - E: m\n",
+        "failures_line": "== FAILURES ==\nt.py:3: E: m\n",
+        "failures_short": "_____ t _____\nt.py:3: E\n",
+    }
+    del files[name]
+    (tmp_path / f"{name}.txt").mkdir()
+    report = report_of(**files)
+    assert len(report.outcomes) == 1
+    assert f"{name}.txt cannot be read: Is a directory" in report.problems[0].reason
+
+
+def test_an_artifact_that_is_no_folder_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "artifact").write_text("")
+    for path in (tmp_path / "artifact", tmp_path / "nothing"):
+        report = read_report(path, ARTIFACT)
+        assert report.counts is None
+        assert report.problems[0].reason.startswith("the artifact cannot be read: ")
