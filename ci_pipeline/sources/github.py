@@ -43,6 +43,7 @@ FETCH_PATIENCE = 900.0  # seconds
 MAX_OBJECTS = 100_000  # of any list
 LIST_LIMIT = 1000  # GitHub cuts a list of runs that is filtered by time after so many
 
+ACTIONS_BEGAN = datetime(2018, 1, 1, tzinfo=UTC)
 FIRST_LOOK = timedelta(days=1)  # without a cursor: what completed in the last day
 LOOK_BACK = timedelta(days=2)  # runs that were created so long ago may still complete …
 SWEEP_BACK = timedelta(days=36)  # … and some much later: 35 days for a run; a run can be re-run for 30 days
@@ -282,35 +283,41 @@ class GitHubSource:
         now = datetime.now(UTC)
         cursor = Cursor.load(text) if text else Cursor.since(now - FIRST_LOOK)
         sweep = cursor.swept is None or now - cursor.swept >= SWEEP_EVERY
-        since = cursor.at - (SWEEP_BACK if sweep else LOOK_BACK)
+        start = max(cursor.at - (SWEEP_BACK if sweep else LOOK_BACK), ACTIONS_BEGAN)
+        # The same question all day: while its answer does not change, it costs nothing of the rate limit.
+        end = now.replace(hour=0, minute=0, second=0) + timedelta(days=2)
+
+        def completed(found: list[Json]) -> list[tuple[datetime, str, CiRun]]:
+            runs = [self._ci_run(run) for run in found if run.get("id")]
+            return [
+                (run.updated_at or run.created_at or now, run.key, run) for run in runs if run.status == "completed"
+            ]
+
+        def enough(found: list[Json], before: datetime) -> bool:
+            return len(cursor.page([run for run in completed(found) if run[0] < before], limit)[0]) >= limit
+
         paths = [self._runs_path(workflow) for workflow in self._workflows]
         paths = paths or [f"/repos/{self.repository}/actions/runs"]
-        # The same question all day: while its answer does not change, it costs nothing of the rate limit.
-        until = now.replace(hour=0, minute=0, second=0) + timedelta(days=2)
-        found = [await self._created_between(path, since, until) for path in paths]
-        runs = [self._ci_run(run) for runs in found for run in runs if run.get("id")]
-        completed = [
-            (run.updated_at or run.created_at or now, run.key, run) for run in runs if run.status == "completed"
-        ]
-        taken, after = cursor.page(completed, limit)
+        found = [run for path in paths for run in await self._created_between(path, start, end, enough)]
+        taken, after = cursor.page(completed(found), limit)
         return taken, replace(after, swept=now) if sweep else after
 
-    async def _created_between(self, path: str, start: datetime, end: datetime) -> list[Json]:
-        """Completed runs by time of creation; a window with more of them than GitHub lists is cut in two."""
+    async def _created_between(
+        self, path: str, start: datetime, end: datetime, enough: Callable[[list[Json], datetime], bool]
+    ) -> list[Json]:
+        """Completed runs by time of creation. A window with more of them than GitHub lists is cut in two.
+
+        The later half is not asked for when `enough` of the earlier one completed before it began.
+        """
         window = f"{start:%Y-%m-%dT%H:%M:%SZ}..{end:%Y-%m-%dT%H:%M:%SZ}"
-        query = urlencode(
-            {
-                "status": "completed",
-                "created": window,
-                "exclude_pull_requests": "true",
-                "per_page": PER_PAGE,
-            }
-        )
-        first = await self._get(f"{path}?{query}", "workflow_runs")
+        query = {"status": "completed", "created": window, "exclude_pull_requests": "true", "per_page": PER_PAGE}
+        url = f"{path}?{urlencode(query)}"
+        first = await self._get(url, "workflow_runs")
         if _whole(first.get("total_count")) <= LIST_LIMIT or end - start <= timedelta(seconds=2):
-            return await self._list(f"{path}?{query}", "workflow_runs", first=first)
+            return await self._list(url, "workflow_runs", first=first)
         middle = start + (end - start) / 2
-        return await self._created_between(path, start, middle) + await self._created_between(path, middle, end)
+        early = await self._created_between(path, start, middle, enough)
+        return early if enough(early, middle) else early + await self._created_between(path, middle, end, enough)
 
     # --- one run ------------------------------------------------------------------------------------------------
 

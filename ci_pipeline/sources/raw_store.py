@@ -63,27 +63,36 @@ class RawStore:
     def __init__(self, uri: str) -> None:
         self._fs, self._root = filesystem(uri)
 
-    def put(self, key: str, folder: Path) -> None:
-        """Keep the run that was fetched into `folder`, in place of what was there: whole, or not at all.
+    @contextmanager
+    def new(self, key: str) -> Generator[Path]:
+        """A folder to fetch a run into; kept when the `with` block ends, in place of what was there, else dropped.
 
-        On this machine its files become hard links and appear by one rename; elsewhere `_SUCCESS` is written last.
+        Whole, or not at all: on this machine the run appears by one rename, elsewhere `_SUCCESS` is written last.
         """
         from pyarrow import fs
 
         path = self._path(key)
-        if isinstance(self._fs, fs.LocalFileSystem):
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".put-", dir=target.parent) as stage:
-                link_tree(folder, Path(stage, "new"))
-                Path(stage, "new", SUCCESS).touch()
-                if target.exists():
-                    target.rename(Path(stage, "old"))
-                Path(stage, "new").rename(target)
-        else:
-            self.delete(key)
-            fs.copy_files(str(folder), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._fs)
-            self._fs.open_output_stream(f"{path}/{SUCCESS}").close()
+        local = isinstance(self._fs, fs.LocalFileSystem)
+        if local:
+            os.makedirs(self._root, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=self._root if local else None) as stage:
+            folder = Path(stage, key)
+            folder.mkdir()
+            yield folder
+            if local:
+                (folder / SUCCESS).touch()
+                if os.path.exists(path):
+                    os.rename(path, Path(stage, "old"))
+                os.rename(folder, path)
+            else:
+                self.delete(key)
+                fs.copy_files(str(folder), path, fs.LocalFileSystem(), self._fs)
+                self._fs.open_output_stream(f"{path}/{SUCCESS}").close()
+
+    def put(self, key: str, folder: Path) -> None:
+        """Keep the run that was fetched into `folder`; on the same file system by hard links."""
+        with self.new(key) as stage:
+            link_tree(folder, stage)
 
     def has(self, key: str) -> bool:
         from pyarrow.fs import FileType
@@ -106,7 +115,7 @@ class RawStore:
             yield Path(path)
             return
         with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
-            fs.copy_files(path, folder, source_filesystem=self._fs, destination_filesystem=fs.LocalFileSystem())
+            fs.copy_files(path, folder, self._fs, fs.LocalFileSystem())
             yield Path(folder)
 
     def delete(self, key: str) -> None:

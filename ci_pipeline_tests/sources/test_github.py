@@ -571,6 +571,22 @@ def test_more_runs_than_github_lists_at_once_are_all_found(github, source, monke
     assert [run.run_id for run in page.runs] == list(range(1, 231))
 
 
+def test_a_long_history_is_read_page_by_page_and_not_whole_for_each_page(github, source, monkeypatch):
+    monkeypatch.setattr("ci_pipeline.sources.github.LIST_LIMIT", 100)
+    github.list_limit = 100
+    start = datetime(2021, 1, 1, tzinfo=UTC)
+    for number in range(1500):
+        created = (start + timedelta(days=number)).isoformat()
+        github.add_run(number + 1, created_at=created, updated_at=created)
+    cursor, seen = cursor_at(datetime.fromtimestamp(0, UTC)), []
+    for _ in range(5):
+        before = len(github.requests)
+        page = source.runs_after(cursor, limit=20)
+        assert len(github.requests) - before < 12
+        cursor, seen = page.cursor, seen + [run.run_id for run in page.runs]
+    assert seen == list(range(1, 101))
+
+
 def test_without_a_cursor_only_the_last_day_is_listed(github, source):
     now = datetime.now(UTC)
     for number, hours in ((1, 30), (2, 20), (3, 1)):

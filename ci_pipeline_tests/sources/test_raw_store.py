@@ -94,6 +94,17 @@ def test_a_put_that_fails_leaves_the_run_before(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["12-1"]
 
 
+def test_a_run_can_be_fetched_right_into_the_store(store, tmp_path):
+    with store.new("12-1") as folder:
+        fetched = load(fetched_run(folder))
+        assert not store.has("12-1")
+    with store.local("12-1") as local:
+        assert load(local) == fetched
+    with pytest.raises(RuntimeError), store.new("13-1") as folder:
+        raise RuntimeError("cut off")
+    assert store.keys() == ["12-1"]
+
+
 def test_on_this_machine_files_are_linked_and_nothing_is_copied(tmp_path):
     store = RawStore(str(tmp_path / "store"))
     folder = fetched_run(tmp_path / "run")
