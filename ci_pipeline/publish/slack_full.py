@@ -58,8 +58,6 @@ _INFRASTRUCTURE = re.compile("|".join(f"({pattern})" for pattern in INFRASTRUCTU
 _LINE = re.compile(r"^\((line \d+)\)\s+")
 _VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
 
-MARKS = {"new_failure": "🆕", "changed_error": "🔀", "still_failing": "•"}
-
 
 @dataclass(frozen=True, slots=True)
 class Links:
@@ -157,6 +155,11 @@ class _Thread:
         return Counter(row.change for row in self.report.diff)
 
     @cached_property
+    def unique(self) -> Counter[int]:
+        """How many tests fail here and not in another run, by that run's id."""
+        return Counter(row.against_run_id for row in self.report.diff if row.change == "unique_failure")
+
+    @cached_property
     def unnamed(self) -> int:
         """Failures that pytest counted and the reports do not name."""
         unnamed = 0
@@ -205,18 +208,20 @@ class _Thread:
         return " · ".join(filter(None, (f"{symbol} {self.name}: {words}", self._missing_in_words())))
 
     def _failures_in_words(self) -> tuple[str, str]:
-        total = len(self.failing) + self.unnamed
-        if not total and self.report.problems:
-            return "⚪", "no failures in what was seen"
-        if not total:
+        new, unnamed = self.changes["new_failure"], self.unnamed
+        if not self.failing and not unnamed:
             passed = sum(report.counts.passed for report in self.report.reports if report.counts)
+            if self.report.problems:
+                return "⚪", "no failures in what was seen"
             return ("✅", f"all {_n(passed, 'test')} passed") if passed else ("⚪", "no test ran")
-        new = self.changes["new_failure"]
         if self.report.previous is None:
-            return "❌", _n(total, "failure")
-        if not new:
-            return "🟡", f"no new failures, {total:,} known"
-        return "❌", _n(new, "new failure") + (f", {total - new:,} known" if total > new else "")
+            return "❌", _n(len(self.failing) + unnamed, "failure")
+        known = len(self.failing) - new
+        words = [f"{known:,} known"] if known else []
+        words += [f"{unnamed:,} not named in the reports"] if unnamed else []
+        return "❌" if new or unnamed else "🟡", ", ".join(
+            [_n(new, "new failure") if new else "no new failures", *words]
+        )
 
     def _missing_in_words(self) -> str:
         if not self.report.problems:
@@ -269,11 +274,12 @@ class _Thread:
             f"⚠️ {escape(clip(reason, 200))}: {_some([escape(clip(name, 100)) for name in names], PROBLEMS)}"
             for reason, names in by_reason.items()
         ]
-        if len(lines) > PROBLEMS or any(len(names) > PROBLEMS for names in by_reason.values()):
-            self._cut.append("problems")
         if len(lines) > PROBLEMS:
             lines[PROBLEMS:] = [f"… and {len(lines) - PROBLEMS} other reasons"]
-        return _fit(["*Not seen, or only in part:*", *lines], 2000) if lines else ""
+        text = _fit(["*Not seen, or only in part:*", *lines], 2000) if lines else ""
+        if "…" in text or any(len(names) > PROBLEMS for names in by_reason.values()):
+            self._cut.append("problems")
+        return text
 
     def _reading(self) -> str:
         """Since when, where, whose, and whom to ask: one bullet each."""
@@ -297,28 +303,17 @@ class _Thread:
             yield f"*Known:* {len(known):,}, the oldest since {since}" + (
                 f"; {different:,} of them fail in another way now" if different else ""
             )
-        gone = [
-            f"{self.changes[change]:,} {words}"
-            for change, words in (
-                ("fixed", "fixed"),
-                ("newly_skipped", "newly skipped"),
-                ("vanished", "not run any more"),
-            )
-            if self.changes[change]
-        ]
-        if gone:
-            yield f"*Since then:* {', '.join(gone)}"
+        words = {"fixed": "fixed", "newly_skipped": "newly skipped", "vanished": "not run any more"}
+        if gone := [f"{self.changes[change]:,} {word}" for change, word in words.items() if self.changes[change]]:
+            yield f"*Since the previous run:* {', '.join(gone)}"
         yield self._devices_in_words()
         for other in self.report.others:
-            unique = sum(
-                row.against_run_id == other.run.run_id for row in self.report.diff if row.change == "unique_failure"
-            )
+            unique = self.unique[other.run.run_id]
             there = self._earlier(other)
-            yield (
-                f"*Only here:* {unique:,} of {_n(len(failing), 'failure')}, not in the {there}"
-                if unique
-                else (f"*Not only here:* all fail in the {there} too" if failing else "")
-            )
+            if unique:
+                yield f"*Only here:* {unique:,} of {_n(len(failing), 'failure')}, not in the {there}"
+            elif failing:
+                yield f"*Not only here:* all fail in the {there} too"
         causes = Counter(f.infrastructure for f in failing if f.infrastructure)
         if causes:
             named = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common())
@@ -372,7 +367,7 @@ class _Thread:
         lines = ["  ".join([*(f"{label:>6}" for label in columns.values()), title])]
         for name, counts in rows[:TABLE_ROWS]:
             cells = [f"{counts[column] or '·':>{max(6, len(label))}}" for column, label in columns.items()]
-            lines.append("  ".join([*cells, clip(escape(name), 80)]))
+            lines.append("  ".join([*cells, clip(escape(name.replace("`", "ˋ")), 80)]))
         if len(rows) > TABLE_ROWS:
             lines.append(f"… and {len(rows) - TABLE_ROWS:,} more")
         return "```\n" + clip("\n".join(lines), SECTION - 8) + "\n```"
@@ -482,14 +477,18 @@ class _Thread:
         """One test that fails in the same way on some devices."""
         tests = sorted(tests, key=lambda t: list(self.devices).index(t.device))
         test = min(tests, key=lambda t: not t.is_new)
-        mark = MARKS.get(test.row.change, "•") if test.row else "•"
         since: dict[str, list[str]] = {}
         for t in tests:
             label = self.label(t.device)
             day = f"since {_day(t.row.since)}" if t.row and t.row.since and not t.is_new else ""
             since.setdefault(day, []).append(label)
         where = [" ".join(filter(None, [", ".join(filter(None, labels)), day])) for day, labels in since.items()]
-        facts = [f"{mark} {code(clip(test.node_id, NODE_ID))}", escape("; ".join(filter(None, where)))]
+        facts = [
+            f"{'🆕' if test.is_new else '•'} {code(clip(test.node_id, NODE_ID))}",
+            escape("; ".join(filter(None, where))),
+        ]
+        if any(t.row and t.row.change == "changed_error" for t in tests):
+            facts.append("another error than before")
         if any(t.only_here for t in tests):
             facts.append("only here")
         line, error = _LINE.match(test.trace), _LINE.sub("", test.trace)
@@ -525,8 +524,8 @@ class _Thread:
 
     def _job_links(self, entry: str) -> str:
         result = self.report.results.get(entry or self.report.test_job, {})
-        links = {self.label(device): url for device, url in result.get("job_link", {}).items()}
-        links |= {f"{self.label(d)} output": url for d, url in result.get("captured_info", {}).items()}
+        links = {self.devices.get(device, "CI job"): url for device, url in result.get("job_link", {}).items()}
+        links |= {f"{self.devices.get(d, '')} output": url for d, url in result.get("captured_info", {}).items()}
         return _some([link(url, label) for label, url in links.items() if url_of(url)], 4)
 
     def _oncall(self, entries: Iterable[str], *, job: bool = True) -> str:
@@ -597,11 +596,8 @@ def _n(count: int, word: str) -> str:
 
 
 def _name_of(run: CiRun, name: str) -> str:
-    return (
-        name
-        + (f" #{run.run_number}" if run.run_number else "")
-        + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
-    )
+    number = f" #{run.run_number}" if run.run_number else ""
+    return name + number + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
 
 
 def _day(time: datetime | None) -> str:

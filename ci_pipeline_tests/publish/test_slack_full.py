@@ -138,6 +138,13 @@ def test_failures_that_pytest_counts_but_nobody_names_are_failures(profile: Prof
     assert "*3 failures* counted by pytest, but not named" in text_of(thread.main)
 
 
+def test_failures_without_a_name_may_be_new(profile: Profile):
+    failures: Failures = {("models_bert", "single"): [("t.py::test_old", "E")]}
+    report = replace(report_of("models_bert", "single", failures["models_bert", "single"]), counts=Counts(failed=2))
+    thread = messages(job_report(RUN, JOB, [report], (), profile, previous=earlier(failures)), profile)
+    assert verdict(thread) == "❌ Models: no new failures, 1 known, 1 not named in the reports"
+
+
 def test_where_nothing_ran_nothing_passed(profile: Profile):
     report = replace(report_of("models_bert", "single", []), counts=Counts())
     assert verdict(messages(job_report(RUN, JOB, [report], (), profile), profile)) == "⚪ Models: no test ran"
