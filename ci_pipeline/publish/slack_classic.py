@@ -334,7 +334,8 @@ class ClassicReport:
         """What was not seen, in plain text: each reason once, with what it befell."""
         befell: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for problem in self.incomplete:
-            befell[problem.reason][problem.matrix_entry or problem.subject].append(problem.device)
+            test = self._job.test if self._job and problem.device else problem.subject
+            befell[problem.reason][problem.matrix_entry or test].append(problem.device)
         lines: list[str] = []
         for reason, subjects in befell.items():
             names = [f"{name} ({', '.join(filter(None, on))})" if any(on) else name for name, on in subjects.items()]
