@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.archives import ArtifactRefused, link_tree, unpack
 from ci_pipeline.sources.inbox import InboxSource, Place
 from ci_pipeline.sources.raw_store import SUCCESS
+
+log = logging.getLogger(__name__)
 
 
 class FolderSource(InboxSource):
@@ -39,8 +42,9 @@ class FolderSource(InboxSource):
             # Copied files keep their times, folders cannot keep theirs: what arrives changes the folder that it is in.
             # A file from the future, by a wrong clock, says nothing.
             changes = [changed for changed in _changes(folder) if changed <= now]
-        except OSError:
-            return None  # it is being moved away, or is not readable yet
+        except OSError as error:  # it is being moved away, or may not be read
+            log.warning("%s is not taken yet: %s", folder, error.strerror)
+            return None
         quiet = bool(changes) and max(changes) <= now - self._quiet_seconds
         return datetime.fromtimestamp(max(changes) + self._quiet_seconds, UTC) if quiet else None
 

@@ -63,13 +63,11 @@ class InboxSource(ABC):
 
     def runs_after(self, cursor: str | None, limit: int = 100) -> RunPage:
         names = self._names()
-        self._complete = {name: time for name, time in self._complete.items() if name in set(names)}
-        unknown = [name for name in names if name not in self._complete]
+        for gone in self._complete.keys() - set(names):
+            del self._complete[gone]
         with ThreadPoolExecutor(PARALLEL) as pool:
-            for name, time in zip(unknown, pool.map(self._completed, unknown), strict=True):
-                if time:
-                    self._complete[name] = time
-        completed = [(time, name, name) for name, time in self._complete.items()]
+            times = pool.map(self._completed_once, names)
+            completed = [(time, name, name) for name, time in zip(names, times, strict=True) if time]
         taken, after = (Cursor.load(cursor) if cursor else Cursor.since(EPOCH)).page(completed, limit)
         return RunPage.of([run for name in taken if (run := self._run(name))], after)
 
@@ -99,7 +97,10 @@ class InboxSource(ABC):
             raise SourceError(f"run {run_id} has no artifact {name!r}")
         if not safe_name(name):
             raise ArtifactRefused(name, "its name is not a file name")
-        place(into / name)
+        try:
+            place(into / name)
+        except OSError as error:
+            raise SourceError(f"the artifact {name!r} of run {run_id} cannot be read: {error}") from error
         return into / name
 
     def fetch(
@@ -143,8 +144,15 @@ class InboxSource(ABC):
             except ValueError:
                 log.warning("%s is not a run: name the folder <run_id> or <run_id>-<attempt>, or add a run.json", name)
                 return None
-        arrived = self._complete.get(name)
-        return replace(run, created_at=run.created_at or arrived, updated_at=run.updated_at or arrived)
+        time = self._completed_once(name)
+        # `run.json` may have been written while the run was still going on.
+        status = "completed" if time else "in_progress"
+        return replace(run, status=status, created_at=run.created_at or time, updated_at=run.updated_at or time)
+
+    def _completed_once(self, name: str) -> datetime | None:
+        if name not in self._complete and (time := self._completed(name)):
+            self._complete[name] = time
+        return self._complete.get(name)
 
     def _json(self, name: str, file: str) -> Any:
         """Raises: SourceError: it is not JSON."""

@@ -55,6 +55,14 @@ def test_an_unreadable_run_json_is_a_problem_and_not_the_end(tmp_path, text):
     assert source.fetch(source.run(12), tmp_path / "run").artifact_names == ("report",)
 
 
+def test_a_run_that_is_complete_is_completed_whatever_run_json_said_before(tmp_path):
+    put_run(tmp_path, "12", run={"id": 12, "status": "in_progress"})
+    put_run(tmp_path, "13", run={"id": 13, "status": "completed"}, success=False)
+    source = source_of(tmp_path)
+    assert source.run(12).status == "completed"
+    assert source.run(13).status == "in_progress"
+
+
 def test_a_folder_of_another_name_needs_a_run_json(tmp_path):
     put_run(tmp_path, "nightly", run={"id": 12})
     put_run(tmp_path, "notes")
