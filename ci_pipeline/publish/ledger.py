@@ -71,7 +71,7 @@ class Ledger:
         """All entries below a folder, the one that changed least recently first."""
         from pyarrow.fs import FileSelector
 
-        selector = FileSelector(f"{self._root}/{folder}", recursive=True, allow_not_found=True)
+        selector = FileSelector(f"{self._root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
         found = [info for info in self._fs.get_file_info(selector) if info.path.endswith(".json")]
         found = sorted((info.mtime_ns, str(info.path)) for info in found)
         return [path[len(self._root) + 1 : -len(".json")] for _, path in found]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ci_pipeline.publish.hub import dataset_card
 from ci_pipeline.publish.ledger import name_of
 from ci_pipeline.publish.mrkdwn import to_markdown
 from ci_pipeline.publish.slack import Blocks, Metadata
@@ -104,7 +105,7 @@ class HubOutbox:
 
     def upload(self, files: Mapping[str, bytes], *, repo_id: str, message: str) -> str:
         """There are no commits here; "" where one would be named."""
-        for path, content in files.items():
+        for path, content in {"README.md": dataset_card(repo_id), **files}.items():
             write_whole(self._root / repo_id / path, content)
         return ""
 

@@ -251,7 +251,7 @@ class _Thread:
         name = (workflow.ci_event or workflow.name if workflow else "") or clip(run.workflow_name, 100) or "CI run"
         yield f"*{link(run.html_url, _name_of(run, name))}*"
         sha = link(f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}", run.head_sha[:7])
-        title = " ".join(run.title.split())
+        title = " ".join(run.title.split()) if run.title != run.workflow_name else ""
         where = [sha, *(escape(clip(text, 200)) for text in (run.head_branch, title)), _day(run.created_at)]
         if any(where):
             yield " · ".join(filter(None, where))
@@ -294,7 +294,7 @@ class _Thread:
             entries = [
                 f"{escape(self.display(entry))} {n:,}" for entry, n in Counter(f.entry for f in new).most_common()
             ]
-            yield f"*New:* {len(new):,}" + (f" in {_some(entries, 6)}" if self._matrix else "")
+            yield f"*New:* {len(new):,}" + (f" — {_some(entries, 6)}" if self._matrix else "")
         known = [f.row for f in failing if f.row and not f.is_new]
         if known:
             oldest = min(known, key=lambda row: (row.since is None, row.since, row.since_run_id))

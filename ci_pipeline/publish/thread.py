@@ -87,11 +87,13 @@ def deliver(thread: SlackThread, run: CiRun, test_job: str, channel: str, *, sla
         SlackRefused: Slack said no, and a person has to act; the thread is kept.
     """
     name = name_of(run.repository, run.run_id, test_job, channel)
-    with ledger.lock(f"slack/{name}"):
-        interrupted, sent = ledger.read(f"slack/pending/{name}"), ledger.read(f"slack/sent/{name}")
+    kept, record = f"{slack.where}/pending/{name}", f"{slack.where}/sent/{name}"
+    with ledger.lock(record):
+        interrupted, sent = ledger.read(kept), ledger.read(record)
         newest = max((entry["run_attempt"] for entry in (interrupted, sent) if entry), default=0)
         if newest > run.run_attempt:
-            return Delivered("superseded", detail=f"attempt {newest} of the CI run is already reported")
+            url = sent["url"] if sent else ""
+            return Delivered("superseded", url, f"attempt {newest} of the CI run is already reported")
         pending = {
             "repository": run.repository,
             "run_id": run.run_id,
@@ -101,25 +103,26 @@ def deliver(thread: SlackThread, run: CiRun, test_job: str, channel: str, *, sla
             "channel": channel,
             "thread": asdict(thread),
         }
-        ledger.write(f"slack/pending/{name}", pending)
+        ledger.write(kept, pending)
         try:
-            return _Delivery(name, pending, sent, slack, ledger).send(look_first=interrupted is not None)
+            return _Delivery(name, pending, slack, ledger).send(look_first=interrupted is not None)
         except SlackUnavailable as unavailable:
+            log.warning("%s; the report is kept for later", unavailable)
             return Delivered("pending", detail=str(unavailable))
 
 
 def deliver_pending(*, slack: Slack, ledger: Ledger) -> list[Delivered]:
     """Deliver what is kept, oldest first; ends early when Slack is still not available."""
     delivered: list[Delivered] = []
-    for path in ledger.names("slack/pending"):
-        name = path.removeprefix("slack/pending/")
-        with ledger.lock(f"slack/{name}"):
-            pending = ledger.read(path)
+    folder = f"{slack.where}/pending/"
+    for kept in ledger.names(folder):
+        name = kept.removeprefix(folder)
+        with ledger.lock(f"{slack.where}/sent/{name}"):
+            pending = ledger.read(kept)
             if pending is None:
                 continue  # another process was faster
-            sent = ledger.read(f"slack/sent/{name}")
             try:
-                delivered.append(_Delivery(name, pending, sent, slack, ledger).send(look_first=True))
+                delivered.append(_Delivery(name, pending, slack, ledger).send(look_first=True))
             except SlackUnavailable as unavailable:
                 return [*delivered, Delivered("pending", detail=str(unavailable))]
             except SlackRefused as refused:
@@ -134,11 +137,9 @@ _IDENTITY = ("repository", "run_id", "test_job")
 class _Delivery:
     """One thread on its way. `messages`: what is in Slack, `{"id": ts or file id, "hash": of its content}` by key."""
 
-    def __init__(
-        self, name: str, pending: dict[str, Any], sent: dict[str, Any] | None, slack: Slack, ledger: Ledger
-    ) -> None:
-        self.name, self.slack, self.ledger = name, slack, ledger
-        self.pending = pending
+    def __init__(self, name: str, pending: dict[str, Any], slack: Slack, ledger: Ledger) -> None:
+        self.name, self.pending, self.slack, self.ledger = name, pending, slack, ledger
+        sent = ledger.read(f"{slack.where}/sent/{name}")
         self.channel: str = sent["channel_id"] if sent else pending["channel"]
         self.messages: dict[str, dict[str, str]] = sent["messages"] if sent else {}
         self.url: str = sent["url"] if sent else ""
@@ -162,7 +163,7 @@ class _Delivery:
         if not self.url:
             self.url = self.slack.url(self.channel, main)
         self._record()
-        self.ledger.remove(f"slack/pending/{self.name}")
+        self.ledger.remove(f"{self.slack.where}/pending/{self.name}")
         said = ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
         return Delivered(self.slack.where, self.url, f"{self.pending['channel']}: {said or 'nothing changed'}")
 
@@ -233,10 +234,12 @@ class _Delivery:
             if main is None:
                 return {}
             found = {"main": main}
+            names = {file["name"] for file in self.pending["thread"]["files"]}
             for message in self.slack.messages(self.channel, main["id"]):
                 key, sent = self._ours(message)
                 found |= {key: sent} if key else {}
-                found |= {_file_key(f["name"]): {"id": f["id"], "hash": ""} for f in message.get("files", ())}
+                ours = (file for file in message.get("files", ()) if file["name"] in names)
+                found |= {_file_key(file["name"]): {"id": file["id"], "hash": ""} for file in ours}
             return found
         except SlackRefused as refused:
             log.warning("Cannot look what went out before, so messages may be there twice: %s", refused)
@@ -263,7 +266,7 @@ class _Delivery:
             "url": self.url,
             "messages": self.messages,
         }
-        self.ledger.write(f"slack/sent/{self.name}", record)
+        self.ledger.write(f"{self.slack.where}/sent/{self.name}", record)
 
 
 def _file_key(name: str) -> str:

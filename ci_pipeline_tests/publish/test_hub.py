@@ -145,4 +145,4 @@ def test_without_a_token_the_files_go_to_the_outbox(tmp_path: Path, ledger: Ledg
     delivered = hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1/models", hub=outbox, ledger=ledger)
     assert delivered.where == "outbox"
     written = {str(p.relative_to(delivered.url)): p.read_bytes() for p in Path(delivered.url).rglob("*") if p.is_file()}
-    assert written == FILES
+    assert written == {**FILES, "README.md": hub.dataset_card("acme/ci")}

@@ -151,6 +151,27 @@ def test_what_slack_refuses_is_kept_until_a_person_has_mended_it(
     assert len(slack_server.channel("new")) == 4
 
 
+def test_what_went_to_the_outbox_goes_to_slack_once_there_is_a_token(
+    slack: SlackClient, ledger: Ledger, run: CiRun, tmp_path: Path
+):
+    deliver(THREAD, run, "models", "#ci", slack=SlackOutbox(tmp_path), ledger=ledger)
+    assert deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger).detail == "#ci: 4 posted"
+
+
+def test_after_an_interruption_a_persons_file_stays_in_the_thread(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(SlackThread(THREAD.main), run, "models", "#ci", slack=slack, ledger=ledger)
+    slack.upload("#ci", slack_server.channel()[0]["ts"], "notes.txt", "What I found", "a person's")
+    slack_server.fail("files.getUploadURLExternal", status=401, body={"ok": False, "error": "invalid_auth"})
+    slack_server.fail("chat.postMessage", status=401, body={"ok": False, "error": "invalid_auth"}, times=9)
+    with pytest.raises(SlackRefused, match="CI_SLACK_BOT_TOKEN"):
+        deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    slack_server.faults.clear()
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    assert "notes.txt" in texts(slack)
+
+
 def test_a_file_that_may_not_be_attached_costs_nothing_else_and_is_attached_when_it_may(
     slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
 ):
