@@ -537,4 +537,5 @@ def _numbers(row: str) -> tuple[str, list[int]]:
 def failure_entry(node_id: str, trace: str) -> str:
     """A failing test and its trace, short enough to be the first entry of a section."""
     name = clip(escape(node_id), NAME_LIMIT)
-    return f"*{name}*\n_{clip(escape(trace), ENTRIES_LIMIT - len(name) - 6)}_\n\n"
+    room = ENTRIES_LIMIT - len(f"*{name}*\n__\n\n")
+    return f"*{name}*\n_{clip(escape(trace), room)}_\n\n"
