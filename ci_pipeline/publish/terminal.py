@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STYLES = {"bold": "bold", "italic": "italic", "strike": "strike", "code": "cyan"}
 LINK = "blue underline"
+MARKS = ("•", "⚠️", "🆕")
 REPLIES = 10
 WIDTH = 110
 
@@ -38,6 +39,7 @@ def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> No
 
 def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
     from rich.rule import Rule
+    from rich.styled import Styled
     from rich.text import Text
 
     match block["type"]:
@@ -48,9 +50,7 @@ def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
                 yield from _draw_buttons([accessory])
         case "context":
             for element in block["elements"]:
-                for part in _draw_text(element):
-                    part.stylize_before("dim")
-                    yield part
+                yield from (Styled(part, "dim") for part in _draw_text(element))
         case "actions":
             yield Text()
             yield from _draw_buttons(block["elements"])
@@ -62,7 +62,7 @@ def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
             pass
 
 
-def _draw_text(element: Mapping[str, Any]) -> Iterator[Text]:
+def _draw_text(element: Mapping[str, Any]) -> Iterator[RenderableType]:
     """A text object in parts: a code block keeps its columns, everything else wraps."""
     from rich.text import Text
 
@@ -72,18 +72,29 @@ def _draw_text(element: Mapping[str, Any]) -> Iterator[Text]:
     text = Text()
     for span in spans(element["text"]):
         if span.style == "block":
-            if text.plain.strip():
-                text.rstrip()
-                yield text
+            yield from _draw_lines(text)
             yield Text(span.text.strip("\n"), "cyan", no_wrap=True, overflow="ellipsis")
             text = Text()
         elif span.style == "link":
             text.append(span.text, f"{LINK} link {span.url}" if span.url else LINK)
         else:
             text.append(span.text, STYLES.get(span.style, ""))
+    yield from _draw_lines(text)
+
+
+def _draw_lines(text: Text) -> Iterator[RenderableType]:
+    """Lines that begin with a mark hang from it."""
+    from rich.table import Table
+
     text.rstrip()
-    if text.plain.strip():
-        yield text
+    for line in text.split("\n") if text.plain.strip() else ():
+        mark = line.plain.partition(" ")[0]
+        if mark in MARKS:
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(mark, line[len(mark) + 1 :])
+            yield grid
+        else:
+            yield line
 
 
 def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
