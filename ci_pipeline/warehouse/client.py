@@ -148,7 +148,8 @@ def _statements(sql: str) -> list[str]:
 def insert_runs(client: Client, tables: Mapping[str, pa.Table]) -> None:
     """Make these tables, by name, all that is known of the runs in `ci_run`, in place of what was there before.
 
-    Readers see either what was there before or all of this, and the same call again repairs what a crash cut short.
+    A run that is new, or a new attempt of it, is seen when all of it is there. The same call again repairs what a crash
+    cut short.
 
     Raises:
         WarehouseError: ClickHouse refuses the rows, or cannot be reached.

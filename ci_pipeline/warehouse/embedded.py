@@ -105,7 +105,9 @@ class _Engine:
         try:
             with closing(self._connect(self._path)) as connection:
                 return self._run(connection, method, query, headers, body)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
+            while body.read(_PIECE):  # a client that is still sending does not hear the answer
+                pass
             code = _CODE.search(str(error))
             exception = {"X-ClickHouse-Exception-Code": code[1]} if code else {}
             return PlainTextResponse(f"{error}\n", 500, exception)

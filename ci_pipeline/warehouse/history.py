@@ -1,7 +1,7 @@
 """What the warehouse knows of earlier CI runs: the queries of `queries/`, asked with bound parameters.
 
-Every function answers from the current version of each run. Rows are mappings with the columns of `ci_pipeline.tables`.
-All raise `WarehouseError` when ClickHouse does not answer.
+Every function answers from what counts of each run (see `schema/0001_ci_run.sql`); rows are mappings with the columns of
+`ci_pipeline.tables`. All raise `WarehouseError` when ClickHouse does not answer.
 """
 
 from __future__ import annotations

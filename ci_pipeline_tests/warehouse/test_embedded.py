@@ -19,7 +19,7 @@ import clickhouse_connect
 import httpx2
 import pyarrow as pa
 import pytest
-from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +108,12 @@ def test_an_error_is_clickhouse_s_own(client: Client) -> None:
         client.query("SELECT * FROM nowhere")
     assert raised.value.code == 60
     assert raised.value.name == "UNKNOWN_TABLE"
+
+
+def test_an_error_reaches_a_client_that_is_still_sending(client: Client) -> None:
+    with pytest.raises(DatabaseError) as raised:
+        client.raw_insert("nowhere", ["id"], (b"1\n" * 500_000 for _ in range(40)), fmt="CSV")
+    assert raised.value.code == 60
 
 
 def test_rows_that_do_not_fit_leave_nothing_behind(client: Client) -> None:
@@ -222,7 +228,7 @@ def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sigterm_does_not_wait_for_a_slow_query(tmp_path: Path) -> None:
     def ask(client: Client) -> None:
-        with pytest.raises(OperationalError):
+        with pytest.raises(ClickHouseError):
             client.query("SELECT sleepEachRow(3) FROM numbers(20) SETTINGS max_block_size = 1")
 
     with Embedded(tmp_path) as warehouse:

@@ -1,20 +1,20 @@
 -- How one test ended, the newest run first.
 SELECT
-    run_id, run_attempt, run_created_at, test_job, matrix_entry, device, outcome, message, trace, seconds,
-    head_sha, workflow_id, workflow_name, html_url
-FROM test_outcome AS test
+    test.run_id AS run_id, test.run_attempt AS run_attempt, run_created_at, test_job, matrix_entry, device,
+    outcome, message, trace, seconds, head_sha, workflow_id, workflow_name, html_url
+FROM test_outcome AS test FINAL
 INNER JOIN
 (
-    SELECT run_id, version, head_sha, workflow_id, workflow_name, html_url
+    SELECT run_id, run_attempt, version, head_sha, workflow_id, workflow_name, html_url
     FROM ci_run
     WHERE repository = {repository:String}
     ORDER BY version DESC
     LIMIT 1 BY run_id
-) AS run ON test.run_id = run.run_id AND test.version = run.version
-WHERE test.repository = {repository:String}
+) AS run ON test.run_id = run.run_id AND test.run_attempt = run.run_attempt
+WHERE repository = {repository:String}
     AND node_id = {node_id:String}
     AND ({test_job:String} = '' OR test_job = {test_job:String})
     AND ({device:String} = '' OR device = {device:String})
+    AND test.version >= run.version
 ORDER BY run_created_at DESC, run_id DESC, device, test_job, matrix_entry, outcome
-LIMIT 1 BY run_id, device, test_job, matrix_entry, postfix, outcome, message
 LIMIT {limit:UInt32}

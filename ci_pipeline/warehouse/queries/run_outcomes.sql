@@ -1,9 +1,15 @@
--- How every test of a test job of one run ended, failures first. Without FINAL: see failing_tests.sql.
+-- How every test of a test job of one run ended, failures last. Without FINAL: see failing_tests.sql.
 SELECT matrix_entry, device, node_id, outcome, trace
-FROM test_outcome
+FROM test_outcome AS test
+INNER JOIN
+(
+    SELECT run_attempt, version
+    FROM current_run
+    WHERE repository = {repository:String} AND run_id = {run_id:Int64}
+) AS run ON test.run_attempt = run.run_attempt
 WHERE repository = {repository:String}
     AND run_id = {run_id:Int64}
     AND test_job = {test_job:String}
     AND outcome != 'rerun'
-    AND version = (SELECT version FROM current_version WHERE repository = {repository:String} AND run_id = {run_id:Int64})
-ORDER BY outcome IN ('failed', 'error')
+    AND test.version >= run.version
+ORDER BY outcome IN ('failed', 'error'), test.version

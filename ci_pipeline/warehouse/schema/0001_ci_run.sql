@@ -1,7 +1,7 @@
--- What is known of a CI run, in one row per attempt and table below. Every row carries the `version` of the write that it
--- came with. A write of a run ends with its row here: from then on only rows of its highest version are current, also where
--- the write before had more of them. So a re-run attempt, or the same attempt processed again, replaces what was there
--- at once, with no mutation and no moment in which half of a run is seen; merges clear away what is left of the old.
+-- Every row carries the `version` of the write that it came with. A run is written table by table, with its row here as the
+-- last; from then on its rows of lower versions and of other attempts count no more, whether they were replaced or not: a
+-- second write may have fewer rows. Until then readers see too much rather than too little. No row is ever deleted for
+-- that (mutations rewrite whole parts); merges clear away what was replaced.
 
 CREATE TABLE IF NOT EXISTS ci_run
 (
@@ -27,9 +27,9 @@ ENGINE = ReplacingMergeTree(version)
 PARTITION BY toYYYYMM(run_created_at)
 ORDER BY (repository, run_id, run_attempt);
 
--- The version of the rows that count, per run.
-CREATE VIEW IF NOT EXISTS current_version AS
-SELECT repository, run_id, max(ci_run.version) AS version
+-- The attempt of each run that counts, and the version from which on its rows do.
+CREATE VIEW IF NOT EXISTS current_run AS
+SELECT repository, run_id, argMax(ci_run.run_attempt, ci_run.version) AS run_attempt, max(ci_run.version) AS version
 FROM ci_run
 GROUP BY repository, run_id;
 
