@@ -129,6 +129,11 @@ class Counts:
     warnings: int = 0
     seconds: float = 0.0
 
+    @property
+    def tests(self) -> int:
+        """How many tests ran or were to run; those that were deselected or run again are not counted."""
+        return self.passed + self.failed + self.errors + self.skipped + self.xfailed + self.xpassed
+
 
 @dataclass(frozen=True, slots=True)
 class TestOutcome:

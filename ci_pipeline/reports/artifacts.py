@@ -26,12 +26,13 @@ def parse_artifact_name(name: str, profile: Profile) -> ArtifactName | None:
     postfix = tail.removeprefix("_postfix_")
     if not found or (tail and (postfix == tail or not postfix)):
         return None
-    for job in sorted(profile.test_jobs, key=len, reverse=True):
-        machine, known, rest = f"_{head}_".partition(f"_{job}_")
-        if known:
-            machine = machine.strip("_")
-            return ArtifactName(name, machine, profile.device_of(machine), job, rest.strip("_"), postfix)
-    return None
+    head = f"_{head}_"
+    job = max((job for job in profile.test_jobs if f"_{job}_" in head), key=len, default="")
+    if not job:
+        return None
+    machine, _, entry = head.partition(f"_{job}_")
+    machine = machine.strip("_")
+    return ArtifactName(name, machine, profile.device_of(machine), job, entry.strip("_"), postfix)
 
 
 def available_artifacts(root: Path, profile: Profile) -> list[ArtifactName]:

@@ -6,8 +6,9 @@ import re
 
 from ci_pipeline.model import Counts
 
-_CLOSING = re.compile(rb"[=\s]*(\S.*?) in (\d[\d.]*) ?s(?:econds)?(?: \([^)]*\))?[=\s]*")
-_PART = re.compile(rb"(\d+) (\w+(?: \w+)?)")
+_CLOSING = re.compile(rb"[=\s]*(\S.*?) in (\d{1,9}(?:\.\d+)?)s(?: \([^)]*\))?[=\s]*")
+_PART = re.compile(rb"(\d{1,9}) (\w+(?: \w+)?)")
+_LONG = 4096  # bytes: no closing line is longer
 _FIELDS = {
     b"passed": "passed",
     b"failed": "failed",
@@ -32,7 +33,7 @@ def parse_closing_line(text: bytes) -> Counts | None:
     Every form since pytest 7: with and without `=` (`-q`), over a minute, an hour or a day, with words of plugins,
     with `no tests ran`.
     """
-    for line in reversed(text.split(b"\n")):
+    for line in reversed(text[-_LONG:].split(b"\n")):
         if line and (match := _CLOSING.fullmatch(line)):
             words, seconds = match.groups()
             totals: dict[str, int] = {}

@@ -104,9 +104,10 @@ def read_junit_folder(
 def _seconds(element: Element) -> float | None:
     """The `time` of a suite or a case; some tools write thousands with commas."""
     try:
-        return float(element.get("time", "").replace(",", ""))
+        seconds = float(element.get("time", "").replace(",", ""))
     except ValueError:
         return None
+    return seconds if 0 <= seconds < 1e9 else None
 
 
 def _outcomes(case: Element, suite: Element) -> Iterator[TestOutcome]:

@@ -6,7 +6,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ci_pipeline.model import ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
@@ -16,7 +15,7 @@ from ci_pipeline.reports.traces import crash_lines, headlines, traces
 
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _NOT_RED = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN) ")
-_DURATION = re.compile(rb"(?m)^(\d+\.\d+)s (?:setup|call|teardown) +(\S.*)$")
+_DURATION = re.compile(rb"(?m)^(\d{1,9}\.\d+)s (?:setup|call|teardown) +(\S.*)$")
 _PASSED = re.compile(rb"\nPASSED ([^\n]+)")
 _SKIPPED = re.compile(rb"\nSKIPPED (?:\[\d+\] )?([^\n]*?:\d+|[^\n:]+|[^\n]+?)(?:: | - |(?=\n|$))([^\n]*)")
 
@@ -42,11 +41,13 @@ class _Folder:
         except OSError as error:
             self.problems.append(f"{name}.txt cannot be read: {error.strerror}")
             return b""
-        if needed and not text:
-            self.problems.append(f"{name}.txt is empty")
         if b"\x1b" in text:
             text = _ANSI.sub(b"", text)
-        return text.replace(b"\r\n", b"\n") if b"\r" in text else text
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n")
+        if needed and (not text or text.isspace()):
+            self.problems.append(f"{name}.txt is empty")
+        return text
 
     def check(self, name: str) -> None:
         """Note it if `<name>.txt` is missing, empty or no file, without reading it."""
@@ -76,12 +77,12 @@ def read_pytest_folder(
         return TestReport(artifact, None, problems=(_problem(artifact, [reason]),))
     stats = folder.read("stats", needed=True)
     counts = parse_closing_line(stats)
-    if stats and counts is None:
+    if stats.strip() and counts is None:
         folder.problems.append("stats.txt has no closing line of pytest")
 
     outcomes: list[TestOutcome] = []
-    if counts and replace(counts, deselected=0, warnings=0, seconds=0.0) == Counts():
-        pass  # nothing ran: there may be nothing to summarise
+    if counts and not counts.tests:
+        pass  # nothing to summarise
     elif every_outcome or counts is None or counts.failed or counts.errors:
         # The summary may begin with an entry: every entry follows a newline.
         summary = b"\n" + folder.read("summary_short", needed=True)

@@ -10,7 +10,7 @@ from ci_pipeline.model import ArtifactName, Problem, TestReport
 from ci_pipeline.reports.pytest_folder import read_pytest_folder
 
 
-def read_report(folder: Path, artifact: ArtifactName, *, every_outcome: bool = False) -> TestReport:
+def read_report(folder: Path | str, artifact: ArtifactName, *, every_outcome: bool = False) -> TestReport:
     """The report in an artifact's folder: pytest's report files, or JUnit XML; found by what is in it.
 
     The outcomes are the failing tests (`failed`, `error`), or with `every_outcome` all that the report names. What
@@ -30,10 +30,10 @@ def read_report(folder: Path, artifact: ArtifactName, *, every_outcome: bool = F
     if "stats.txt" not in names and (files := sorted(name for name in names if name.endswith(".xml"))):
         from ci_pipeline.reports.junit import read_junit_folder
 
-        return read_junit_folder(folder, files, artifact, every_outcome=every_outcome)
+        return read_junit_folder(Path(folder), files, artifact, every_outcome=every_outcome)
     return read_pytest_folder(folder, names, artifact, every_outcome=every_outcome)
 
 
 def read_reports(root: Path, artifacts: Iterable[ArtifactName], *, every_outcome: bool = False) -> list[TestReport]:
     """The reports of the artifacts that are folders of `root`, in the same order."""
-    return [read_report(Path(root, a.name), a, every_outcome=every_outcome) for a in artifacts]
+    return [read_report(f"{root}/{a.name}", a, every_outcome=every_outcome) for a in artifacts]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 # `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
 _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
-_SUBTEST = re.compile(
-    rb"\n(?:SUBFAIL(?:ED)?(?P<after>(?:\[.*?\])? ?(?:\(.*?\))?)|(?P<before>[\[(].*[\])]) SUBFAIL) (?P<rest>\S+?::.*)"
-)
+# `SUBFAILED[message] (i=1) tests/test_x.py::test_a - …`, or as pytest-subtests has it, `[message] (i=1) SUBFAIL …`
+_SUBTEST = re.compile(rb"\n(?:SUBFAIL(?:ED)?([^\n]*?) (?=[^\s:]+\.\w+::)|([\[(][^\n]*[\])]) SUBFAIL )(?P<rest>[^\n]*)")
+_LONG = 20_000  # bytes: no node id is longer, and no choice worth making in a line that is
 
 
 class Entry(NamedTuple):
@@ -49,20 +49,18 @@ def split_node_id(text: bytes, messages: Collection[bytes] = ()) -> tuple[bytes,
     end = text.find(b" - ")
     while True:
         node_id = text if end < 0 else text[:end]
-        name = node_id.find(b"::")
-        if _NODE_ID.match(node_id) and (name < 0 or node_id.find(b"[", name) < 0 or node_id.endswith(b"]")):
+        closed = node_id.endswith(b"]") or b"[" not in node_id.partition(b"::")[2]
+        if closed and _NODE_ID.match(node_id):
             break
         if end < 0:
             end = text.find(b" - ")
             break
-        end = text.find(b" - ", end + 3)
+        end = text.find(b" - ", end + 3, _LONG)
     if end < 0:
         return text, b""
-    other = text.find(b"] - ", end)
-    while other >= 0 and messages and text[end + 3 :].strip() not in messages:
-        if text[other + 4 :].strip() in messages:
-            end = other + 1
-        other = text.find(b"] - ", other + 1)
+    if messages and len(text) < _LONG and text[end + 3 :].strip() not in messages:
+        others = (other.start() + 1 for other in re.finditer(rb"\] - ", text[end:]))
+        end = next((end + other for other in others if text[end + other + 3 :].strip() in messages), end)
     return text[:end], text[end + 3 :]
 
 
@@ -99,7 +97,7 @@ def failed_lines(text: bytes, counted: int | None, crashes: Sequence[Crash]) -> 
     if len(entries) != counted and b"SUBFAIL" in text:
         for found in _SUBTEST.finditer(text):
             node_id, message = split_node_id(found["rest"], messages)
-            subtest = (found["after"] or found["before"] or b"").strip()
+            subtest = (found[1] or found[2] or b"").strip()
             node_id = node_id + b" " + subtest if subtest else node_id
             entries.append(Entry(found.start(), node_id, message, found.end() - len(message)))
         entries.sort()

@@ -35,7 +35,12 @@ def test_every_form_of_the_closing_line_is_read(line: str, counts: Counts) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n", "=====", "== 3 failed, 25 pas", "== 3 failed, 2 passed ==", "we waited in 3s", "5 in 3s"]
+    "text",
+    [
+        *("", "\n", "=====", "== 3 failed, 25 pas", "== 3 failed, 2 passed ==", "we waited in 3s", "5 in 3s"),
+        *("1 passed in 1.2.3s", "9" * 5000 + " passed in 1.00s", "== 1 passed in " * 100_000),
+    ],
+    ids=lambda text: text[:20],
 )
 def test_what_is_no_closing_line_is_no_total(text: str) -> None:
     assert parse_closing_line(text.encode()) is None
