@@ -8,6 +8,7 @@ import os
 import threading
 from asyncio import to_thread, wrap_future
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx2
 from tenacity import RetryError, Retrying, retry_if_exception_type, wait_exponential_jitter
@@ -81,7 +82,7 @@ class Outbox:
 
     def _deliver_all(self) -> None:
         newest = self._store.newest_message()
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._take_turn()
         try:
             while messages := self._store.messages(100):
                 for id, body in messages:
@@ -91,6 +92,12 @@ class Outbox:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
         self._arrived(newest)  # by another worker's turn
 
+    def _take_turn(self) -> None:
+        while not self._closed.is_set():
+            with suppress(BlockingIOError):
+                return fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._closed.wait(0.02)
+
     def _arrived(self, id: int) -> None:
         with self._progress:
             self._delivered, self._down = max(id, self._delivered), False
@@ -99,7 +106,7 @@ class Outbox:
     def _deliver(self, id: int, body: bytes) -> None:
         for attempt in Retrying(
             retry=retry_if_exception_type((_Undelivered, httpx2.HTTPError)),
-            wait=wait_exponential_jitter(initial=0.2, max=30.0),
+            wait=wait_exponential_jitter(multiplier=0.2, max=30.0, jitter=0.2),
             sleep=self._pause,
             stop=lambda _: self._closed.is_set(),
         ):

@@ -87,6 +87,11 @@ def count(value: Any) -> int | None:
     return int(number) if number is not None and 0 <= number < 2**63 and number == int(number) else None
 
 
+def _without_nan(value: Any) -> Any:
+    json.dumps(value, allow_nan=False)  # raises ValueError
+    return value
+
+
 def _attempt(value: Any) -> int:
     try:
         attempt = int(value)
@@ -129,7 +134,7 @@ class Workflow(_Part):
     test_results: dict[str, Any] | None = None
     failed_tests: list[FailedTest] | None = None
     artifact_url: Annotated[str, Field(max_length=2048), _Optional, _address("https")] = ""
-    environment: dict[str, Any] | None = None
+    environment: Annotated[dict[str, Any] | None, AfterValidator(_without_nan)] = None
 
     @field_validator("conclusion")
     @classmethod

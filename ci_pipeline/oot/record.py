@@ -72,7 +72,7 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
         "started_at": workflow.started_at or None,
         "artifact_url": workflow.artifact_url or None,
         "environment": _environment(workflow.environment),
-        "failed_tests_json": _failed_tests_json(workflow.failed_tests),
+        "failed_tests_json": _failed_tests(workflow.failed_tests),
     }
     if completed:
         record |= {"conclusion": workflow.conclusion, "completed_at": workflow.completed_at or None}
@@ -115,12 +115,16 @@ def _counts(test_results: dict[str, Any] | None) -> dict[str, int]:
     return counts if total is None else counts | {"total_tests": total}
 
 
-def _failed_tests_json(failed_tests: list[FailedTest] | None) -> str | None:
+def _failed_tests(failed_tests: list[FailedTest] | None) -> str | None:
     if failed_tests is None:
         return None
-    tests: list[dict[str, Any]] = [test.model_dump() for test in failed_tests[:MAX_FAILED_TESTS]]
-    if omitted := len(failed_tests) - len(tests):
-        tests[-1]["omitted"] = omitted  # the cut, marked
+    return failed_tests_json([test.model_dump() for test in failed_tests[:MAX_FAILED_TESTS]], len(failed_tests))
+
+
+def failed_tests_json(tests: list[dict[str, Any]], total: int) -> str:
+    """The field's text; the last entry says how many were omitted."""
+    if total > len(tests):
+        tests = [*tests[:-1], {**tests[-1], "omitted": total - len(tests)}]
     return json.dumps(tests, ensure_ascii=False, separators=(",", ":"))
 
 

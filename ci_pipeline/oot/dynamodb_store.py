@@ -1,0 +1,365 @@
+"""The store in DynamoDB: transactions with conditions, lifecycles that expire, and Streams as the change feed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from ci_pipeline.oot.lifecycle import Dispatch, JobState, Step, Transition, decide
+from ci_pipeline.oot.payload import cut
+from ci_pipeline.oot.record import FIELDS, Record, failed_tests_json
+from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TABLE = "torchci-oot-workflow-job"
+
+_FOREVER = 10**12
+# An item has at most 400 KB; the other fields of a record have less than 30.
+_FAILED_TESTS_BYTES = 350_000
+_END = "end"  # of a shard
+
+
+class _Changed(Exception):
+    """Somebody else wrote what a decision was based on."""
+
+
+class DynamoDBStore:
+    """Two tables: `<table>` with the records and their stream, `<table>-lifecycle` with everything that expires.
+
+    `client` and `streams` are boto3's clients `dynamodb` and `dynamodbstreams`.
+    """
+
+    def __init__(self, client: Any, streams: Any, table: str = TABLE, state_days: float = 3.0) -> None:
+        self._client = client
+        self._streams = streams
+        self.table = table
+        self.lifecycle_table = f"{table}-lifecycle"
+        self._state_seconds = state_days * 86400
+        self._pool = ThreadPoolExecutor(16, "oot-store")
+        self._counting = threading.Lock()
+
+    @classmethod
+    def from_url(cls, url: str, state_days: float = 3.0) -> DynamoDBStore:
+        """Open `dynamodb://[<region>]/[<table>][?endpoint_url=<address>]`; the rest is AWS's own configuration."""
+        parts = urlsplit(url)
+        options = {
+            "region_name": parts.netloc or None,
+            "endpoint_url": parse_qs(parts.query).get("endpoint_url", [None])[0],
+            "config": Config(
+                retries={"mode": "standard", "max_attempts": 5},
+                connect_timeout=3,
+                read_timeout=10,
+                max_pool_connections=32,
+            ),
+        }
+        client, streams = (boto3.client(service, **options) for service in ("dynamodb", "dynamodbstreams"))
+        return cls(client, streams, parts.path.strip("/") or TABLE, state_days)
+
+    def create_tables(self) -> None:
+        """Create what is not there yet, and wait until it is ready."""
+        stream = {"StreamSpecification": {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}}
+        with _unavailable():
+            for table, key, extra in ((self.table, "dynamoKey", stream), (self.lifecycle_table, "key", {})):
+                with contextlib.suppress(self._client.exceptions.ResourceInUseException):
+                    self._client.create_table(
+                        TableName=table,
+                        AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+                        KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+                        BillingMode="PAY_PER_REQUEST",
+                        **extra,
+                    )
+                self._client.get_waiter("table_exists").wait(TableName=table)
+            described = self._client.describe_time_to_live(TableName=self.lifecycle_table)
+            if described["TimeToLiveDescription"]["TimeToLiveStatus"] == "DISABLED":
+                self._client.update_time_to_live(
+                    TableName=self.lifecycle_table,
+                    TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires_at"},
+                )
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def register_dispatch(self, dispatch: Dispatch) -> Future[None]:
+        item = self._item(_dispatch_key(dispatch.delivery_id, dispatch.repo), _fields(dispatch))
+        return self._submit(lambda: self._client.put_item(TableName=self.lifecycle_table, Item=item) and None)
+
+    def advance(
+        self, step: Step, now: float, effect: Callable[[Transition], Record], *, rate_limit: int = 0
+    ) -> Future[Transition | None]:
+        def work() -> Transition | None:
+            self._count_request(step.repo, rate_limit, now)
+            return _until_unchanged(lambda: self._advance(step, now, effect))
+
+        return self._submit(work)
+
+    def _advance(self, step: Step, now: float, effect: Callable[[Transition], Record]) -> Transition | None:
+        key = f"job {step.job}"
+        known = self._get(key)
+        state = JobState(*known) if known else None
+        dispatched = None if state else self._get(_dispatch_key(step.delivery_id, step.repo))
+        transition = decide(step, Dispatch(*dispatched) if dispatched else None, state, now)
+        if transition is None:
+            return None
+        put = self._conditional_put(key, known, _fields(transition.state))
+        record = effect(transition)
+        for fill in (False, True):
+            try:
+                self._client.transact_write_items(TransactItems=[{"Put": put}, {"Update": self._update(record, fill)}])
+            except self._client.exceptions.TransactionCanceledException as error:
+                codes = [reason.get("Code") for reason in error.response["CancellationReasons"]]
+                if codes != ["None", "ConditionalCheckFailed"]:
+                    raise _Changed from error
+            else:
+                return transition
+        raise _Changed
+
+    def write(self, record: Record) -> Future[None]:
+        def work() -> None:
+            try:
+                self._client.update_item(**self._update(record))
+            except self._client.exceptions.ConditionalCheckFailedException:
+                self._client.update_item(**self._update(record, fill=True))
+
+        return self._submit(work)
+
+    def _update(self, record: Record, fill: bool = False) -> dict[str, Any]:
+        """An `in_progress` is held back by a `completed` that was earlier; with `fill` it adds what is missing."""
+        fields = {name: value for name, value in _fitting(record).items() if name != "dynamoKey"}
+        sets = (f"#{name} = if_not_exists(#{name}, :{name})" if fill else f"#{name} = :{name}" for name in fields)
+        update: dict[str, Any] = {
+            "TableName": self.table,
+            "Key": {"dynamoKey": {"S": record["dynamoKey"]}},
+            "UpdateExpression": f"SET {', '.join(sets)}, #changed_at = :changed_at ADD #version :one",
+            "ExpressionAttributeNames": {f"#{name}": name for name in (*fields, "changed_at", "version")},
+            "ExpressionAttributeValues": {
+                **{f":{name}": _attribute(value) for name, value in fields.items()},
+                ":changed_at": _attribute(time.time()),
+                ":one": _attribute(1),
+            },
+        }
+        if record["status"] == "in_progress" and not fill:
+            update["ConditionExpression"] = "attribute_not_exists(#status) OR #status <> :completed"
+            update["ExpressionAttributeValues"][":completed"] = _attribute("completed")
+        return update
+
+    def count_request(self, repo: str, rate_limit: int, now: float) -> Future[None]:
+        return self._submit(lambda: self._count_request(repo, rate_limit, now))
+
+    def _count_request(self, repo: str, rate_limit: int, now: float) -> None:
+        if not rate_limit:
+            return
+
+        def count() -> None:
+            known: list[float] = self._get(key) or []
+            recent = [at for at in known if at > now - RATE_WINDOW]
+            if len(recent) >= rate_limit:
+                raise too_many(repo, rate_limit, recent[-rate_limit] + RATE_WINDOW - now)
+            put = self._conditional_put(key, known or None, [*recent, round(now, 3)])
+            try:
+                self._client.put_item(**put)
+            except self._client.exceptions.ConditionalCheckFailedException as error:
+                raise _Changed from error
+
+        key = f"requests {repo}"
+        with self._counting:  # so that only other workers are in the way
+            _until_unchanged(count)
+
+    def repository_id(self, repo: str, repository_id: str) -> Future[str]:
+        return self._submit(lambda: self._remember(f"repository {repo}", repository_id))
+
+    def confirm_repository(self, repo: str, repository_id: str) -> Future[None]:
+        item = self._item(f"repository {repo}", [repository_id], _FOREVER)
+        return self._submit(lambda: self._client.put_item(TableName=self.lifecycle_table, Item=item) and None)
+
+    def signing_key(self) -> Future[str]:
+        return self._submit(lambda: self._remember("signing key", secrets.token_hex(32)))
+
+    def _remember(self, key: str, text: str) -> str:
+        """What this key was first remembered with."""
+        try:
+            self._client.put_item(**self._conditional_put(key, None, [text], _FOREVER))
+        except self._client.exceptions.ConditionalCheckFailedException:
+            return (self._get(key) or [text])[0]
+        return text
+
+    def _get(self, key: str) -> list[Any] | None:
+        item = self._client.get_item(TableName=self.lifecycle_table, Key={"key": {"S": key}}, ConsistentRead=True)
+        # DynamoDB removes what expired within days, not at once.
+        live = "Item" in item and float(item["Item"]["expires_at"]["N"]) > time.time()
+        return json.loads(item["Item"]["item"]["S"]) if live else None
+
+    def _item(self, key: str, values: list[Any], expires_at: float | None = None) -> dict[str, Any]:
+        expires_at = time.time() + self._state_seconds if expires_at is None else expires_at
+        return {"key": {"S": key}, "item": {"S": json.dumps(values)}, "expires_at": {"N": str(int(expires_at))}}
+
+    def _conditional_put(
+        self, key: str, known: list[Any] | None, values: list[Any], expires_at: float | None = None
+    ) -> dict[str, Any]:
+        """Replace what `_get` answered, provided that it is still there."""
+        if known is None:
+            condition, name = "attribute_not_exists(#name) OR expires_at <= :known", "key"
+            value = {"N": str(int(time.time()))}
+        else:
+            condition, name = "#name = :known", "item"
+            value = {"S": json.dumps(known)}
+        return {
+            "TableName": self.lifecycle_table,
+            "Item": self._item(key, values, expires_at),
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": {"#name": name},
+            "ExpressionAttributeValues": {":known": value},
+        }
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        def guarded() -> T:
+            with _unavailable():
+                return work()
+
+        try:
+            return self._pool.submit(guarded)
+        except RuntimeError as error:
+            raise StoreUnavailable(f"{self.table} is closed") from error
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def record(self, dynamo_key: str) -> Record | None:
+        with _unavailable():
+            key = {"dynamoKey": {"S": dynamo_key}}
+            item = self._client.get_item(TableName=self.table, Key=key, ConsistentRead=True).get("Item")
+        return _change(item).record if item else None
+
+    def records(self) -> Iterator[Change]:
+        with _unavailable():
+            for page in self._client.get_paginator("scan").paginate(TableName=self.table, ConsistentRead=True):
+                yield from map(_change, page["Items"])
+
+    def changes_after(self, cursor: str, limit: int) -> ChangePage:
+        """The cursor is the last sequence number of each shard; a day later DynamoDB has forgotten a change."""
+        positions: dict[str, str] = json.loads(cursor or "{}")
+        changes: list[Change] = []
+        with _unavailable():
+            arn = self._client.describe_table(TableName=self.table)["Table"]["LatestStreamArn"]
+            shards = self._shards(arn)
+            positions = {shard: at for shard, at in positions.items() if shard in shards}
+            for shard, parent in shards.items():
+                # A record's changes go on in a child shard when its parent has ended.
+                if positions.get(shard) != _END and (parent not in shards or positions.get(parent) == _END):
+                    page, at = self._read_shard(arn, shard, positions.get(shard), limit - len(changes))
+                    changes += page
+                    positions |= {shard: at} if at else {}
+        return ChangePage(tuple(changes), json.dumps(positions, sort_keys=True))
+
+    def _shards(self, arn: str) -> dict[str, str]:
+        """The parent of each shard, parents first."""
+        shards: dict[str, str] = {}
+        start: dict[str, str] = {}
+        while True:
+            described = self._streams.describe_stream(StreamArn=arn, **start)["StreamDescription"]
+            shards |= {shard["ShardId"]: shard.get("ParentShardId", "") for shard in described["Shards"]}
+            if not (last := described.get("LastEvaluatedShardId")):
+                return dict(sorted(shards.items()))  # ids begin with the time of their creation
+            start = {"ExclusiveStartShardId": last}
+
+    def _read_shard(self, arn: str, shard: str, at: str | None, limit: int) -> tuple[list[Change], str | None]:
+        where = {"StreamArn": arn, "ShardId": shard}
+        begin = {"ShardIteratorType": "TRIM_HORIZON"}
+        after = {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": at} if at else begin
+        try:
+            iterator = self._streams.get_shard_iterator(**where, **after)["ShardIterator"]
+        except self._streams.exceptions.TrimmedDataAccessException:
+            log.warning("Changes of %s were forgotten before they were read", self.table)
+            iterator = self._streams.get_shard_iterator(**where, **begin)["ShardIterator"]
+        changes: list[Change] = []
+        empty = 0
+        while len(changes) < limit and empty < 3:  # an empty page is not yet the end
+            page = self._streams.get_records(ShardIterator=iterator, Limit=min(1000, limit - len(changes)))
+            for entry in page["Records"]:
+                at = entry["dynamodb"]["SequenceNumber"]
+                image = entry["dynamodb"].get("NewImage", {})
+                if "status" in image:  # not a removal, nor somebody's empty item
+                    changes.append(_change(image))
+            iterator = page.get("NextShardIterator")
+            if iterator is None:
+                return changes, _END
+            empty = 0 if page["Records"] else empty + 1
+        return changes, at
+
+
+@contextlib.contextmanager
+def _unavailable() -> Generator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        log.error("DynamoDB: %s", error)
+        raise StoreUnavailable(str(error)) from error
+
+
+def _until_unchanged(work: Callable[[], T]) -> T:
+    """Decide anew as long as somebody else was faster."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(_Changed),
+        wait=wait_random_exponential(multiplier=0.01, max=0.5),
+        stop=stop_after_attempt(20),
+        retry_error_callback=_give_up,
+    )
+    return retrying(work)
+
+
+def _give_up(_: object) -> Any:
+    raise StoreUnavailable("too many write the same item")
+
+
+def _dispatch_key(delivery_id: str, repo: str) -> str:
+    return f"dispatch {repo.lower()} {delivery_id}"
+
+
+def _fields(item: JobState | Dispatch) -> list[Any]:
+    return [getattr(item, name) for name in item.__slots__]
+
+
+def _attribute(value: str | int | float) -> dict[str, str]:
+    return {"S": value} if isinstance(value, str) else {"N": repr(value)}
+
+
+def _change(item: dict[str, dict[str, str]]) -> Change:
+    record: Record = {name: type(*item[name].values()) for name, type in FIELDS.items() if name in item}
+    # Records of an older writer have no version.
+    version, changed_at = (item.get(name, {}).get("N", "0") for name in ("version", "changed_at"))
+    return Change(record, int(version), float(changed_at))
+
+
+def _fitting(record: Record) -> Record:
+    """The record with as much of its failed tests as an item can hold: their names before their stack traces."""
+    text = str(record.get("failed_tests_json", ""))
+    if len(text.encode()) <= _FAILED_TESTS_BYTES:
+        return record
+    tests: list[dict[str, Any]] = json.loads(text)
+    total = len(tests) + tests[-1].pop("omitted", 0)
+    for field, limit in (("stacktrace", 512), ("stacktrace", 40), ("message", 64), ("file", 40), ("name", 128)):
+        for test in tests:
+            test[field] = cut(test[field], limit)
+        text = failed_tests_json(tests, total)
+        if len(text.encode()) <= _FAILED_TESTS_BYTES:
+            break
+    while len(text.encode()) > _FAILED_TESTS_BYTES:  # nothing but characters that JSON escapes
+        tests = tests[: len(tests) // 2]
+        text = failed_tests_json(tests, total)
+    return {**record, "failed_tests_json": text}
