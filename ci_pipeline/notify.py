@@ -456,21 +456,29 @@ def slack_client(step: Step) -> SlackClient:
 
 
 def post(step: Step, thread: SlackThread) -> None:
-    """Post a thread: the main message, then its replies.
+    """Post a thread: the main message, then its replies and files.
 
     Raises:
-        SlackError: the main message, or the rest of the thread, is not out; one line.
+        SlackError: the main message is not out, or Slack went away before all replies were; one line.
     """
     slack = slack_client(step)
     print(json.dumps(thread.main.blocks, ensure_ascii=False, indent=1))
     ts = slack.post(step.channel, thread.main.text, thread.main.blocks)
-    refused = 0
+    posted = 0
     for reply in thread.replies:
         try:
             slack.post(step.channel, reply.text, reply.blocks, thread_ts=ts)
+            posted += 1
         except SlackRefused as error:
             log.warning("%s: the reply %r", error, reply.text)
-            refused += 1
+        except SlackError as error:
+            missing = len(thread.replies) - posted
+            raise SlackError(
+                f"the report is out, {missing} of {len(thread.replies)} replies are not: {error}"
+            ) from error
     for file in thread.files:
-        slack.upload(step.channel, ts, file.name, file.title, file.content)
-    print(f"Posted to {step.channel}: the report and {len(thread.replies) - refused} of {len(thread.replies)} replies")
+        try:
+            slack.upload(step.channel, ts, file.name, file.title, file.content)
+        except SlackError as error:
+            log.warning("%s: the file %s", error, file.name)
+    print(f"Posted to {step.channel}: the report and {posted} of {len(thread.replies)} replies")

@@ -39,6 +39,7 @@ LINK = "https://github.com/huggingface/transformers/actions/runs/2/job/3"
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9).map(lambda x: round(x, 2)) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
 )
 
 

@@ -37,6 +37,12 @@ class RecordedServices(Server):
             self.messages.append(message)
             ts = f"1770000000.{len(self.messages):06d}"
             return Response(body={"ok": True, "ts": ts, "channel": message["channel"], "message": {"ts": ts}})
+        if method == "files.getUploadURLExternal":
+            return Response(body={"ok": True, "upload_url": f"{self.url}/upload/F1", "file_id": "F1"})
+        if method == "files.completeUploadExternal":
+            return Response(body={"ok": True, "files": [{"id": "F1"}]})
+        if request.path.startswith("/upload/"):
+            return Response(body=b"OK")
         if request.path.startswith("/api/") and "." in method:
             return Response(body={"ok": True, "messages": [], "has_more": False})
         if "/preupload/" in request.path:

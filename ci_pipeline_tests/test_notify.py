@@ -1,0 +1,318 @@
+"""The one-shot command on a small CI run, over real HTTP."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from benchmarks.make_tree import EARLIER, JOB, REPOSITORY, SHA, WORKFLOW, make_tree
+from ci_pipeline import notify
+from ci_pipeline.model import ArtifactName, CiRun, Counts, FetchedRun, TestOutcome, TestReport
+from ci_pipeline.pipeline import ci_run_table
+from ci_pipeline.profile import load_profile
+from ci_pipeline.reports.tables import report_tables
+from ci_pipeline.warehouse.client import insert_runs
+from ci_pipeline.workflow_step import parse_matrix
+from ci_pipeline_tests.servers.base import Request, Response
+from ci_pipeline_tests.servers.recorded import RecordedServices
+
+FILES = {
+    "job_links.json",
+    "model_results.json",
+    "model_results_extra.json",
+    "new_failures.json",
+    "new_failures.txt",
+}
+
+
+class Step:
+    """A workflow step: its working directory is the current one, its environment is set."""
+
+    def __init__(self, services: RecordedServices, matrix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.services = services
+        self.matrix = matrix
+        self.monkeypatch = monkeypatch
+
+    def setenv(self, **environment: str | None) -> None:
+        for name, value in environment.items():
+            if value is None:
+                self.monkeypatch.delenv(name, raising=False)
+            else:
+                self.monkeypatch.setenv(name, value)
+
+    def run(self, matrix: str | None = None) -> int:
+        return notify.main(self.matrix if matrix is None else matrix)
+
+    @property
+    def texts(self) -> list[str]:
+        """What the blocks of the main message say."""
+        blocks = self.services.messages[0]["blocks"]
+        return [b["text"]["text"] for b in (json.loads(blocks) if isinstance(blocks, str) else blocks)]
+
+    @property
+    def uploaded(self) -> set[str]:
+        return {path.rpartition("/")[2] for path in self.services.files}
+
+
+@pytest.fixture
+def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Step]:
+    tree = tmp_path / "tree"
+    make_tree(tree, folders=3, tests=40, fail_rate=0.3, seed=3)
+    with RecordedServices(tree) as services:
+        made = Step(services, json.loads((tree / "argv.json").read_text())[0], monkeypatch)  # pyright: ignore
+        made.setenv(**json.loads((tree / "env.json").read_text()))
+        made.setenv(GITHUB_API_URL=services.url, HF_ENDPOINT=services.url, SLACK_API_URL=f"{services.url}/api/")
+        monkeypatch.chdir(tree / "artifacts")
+        yield made
+
+
+def test_the_report_and_its_replies_are_posted_and_its_files_uploaded(step: Step) -> None:
+    assert step.run() == 0
+    main, *replies = step.services.messages
+    assert main["channel"] == "#bench"
+    assert step.texts[0] == "[INFO] Results of Daily CI: Models"
+    assert f"commit: {SHA}" in step.texts[1]
+    assert len(replies) == 6
+    assert all(reply["thread_ts"] for reply in replies)
+    assert set(step.services.files) == {f"2026-02-03/ci_results_{JOB}/{name}" for name in FILES}
+
+
+def test_what_is_uploaded_is_left_in_the_working_directory(step: Step) -> None:
+    step.run()
+    local = {path.name: path.read_bytes() for path in Path(f"ci_results_{JOB}").iterdir()}
+    assert step.uploaded < local.keys()
+    assert all(local[path.rpartition("/")[2]] == content for path, content in step.services.files.items())
+
+
+def test_only_failures_that_the_previous_run_did_not_have_are_new(step: Step) -> None:
+    step.run()
+    known = json.loads(next((step.services.folder / "previous").rglob("model_results.json")).read_text())
+    before = {f["line"] for result in known.values() for fs in result["failures"].values() for f in fs}
+    results = json.loads(Path(f"ci_results_{JOB}/model_results.json").read_text())
+    now = {f["line"] for result in results.values() for fs in result["failures"].values() for f in fs}
+    new = json.loads(Path(f"ci_results_{JOB}/new_failures.json").read_text())
+    listed = [test for devices in new.values() for tests in devices.values() for test in tests]
+    assert set(listed) <= now
+    assert now - before <= set(listed)
+    assert f"*There are {len(listed)} new failed tests*" in step.texts[-2]
+    assert f"/actions/runs/{EARLIER}|{EARLIER}>" in step.texts[-2]
+
+
+def test_a_second_run_on_its_own_results_finds_nothing_new(step: Step) -> None:
+    step.run()
+    artifact = next((step.services.folder / "previous").iterdir())
+    for file in Path(f"ci_results_{JOB}").iterdir():
+        (artifact / file.name).write_bytes(file.read_bytes())
+    step.services.messages.clear()
+    assert step.run() == 0
+    assert not [text for text in step.texts if "new failed tests" in text]
+
+
+@pytest.mark.parametrize("name", ["CI_SLACK_BOT_TOKEN", "SLACK_REPORT_CHANNEL"])
+def test_without_a_way_to_post_the_command_says_what_is_missing(
+    step: Step, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step.setenv(**{name: "", "CI_TEST_JOB": "run_something_else"})
+    assert step.run() == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith(f"ci-pipeline notify: {name} is not set")]
+    assert not step.services.messages
+
+
+def test_a_wrong_setting_is_one_line(step: Step, capsys: pytest.CaptureFixture[str]) -> None:
+    step.setenv(CI_PIPELINE_SLACK_STYLE="loud")
+    assert step.run() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_when_the_hub_is_down_the_report_goes_out_without_links(step: Step, caplog: pytest.LogCaptureFixture) -> None:
+    step.services.fail("/preupload/", status=403, times=1000)
+    assert step.run() == 0
+    assert "files not uploaded" in caplog.text
+    assert len(step.services.messages) == 7
+    assert "huggingface.co" not in json.dumps(step.services.messages)
+
+
+def test_without_a_hub_token_nothing_is_uploaded_and_the_log_says_so(
+    step: Step, caplog: pytest.LogCaptureFixture
+) -> None:
+    step.setenv(TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN=None, HF_TOKEN=None)
+    assert step.run() == 0
+    assert "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN is not set" in caplog.text
+    assert step.services.messages
+    assert not step.services.files
+
+
+def test_when_slack_refuses_the_report_the_command_fails_with_one_line(
+    step: Step, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step.services.fail("chat.postMessage", status=200, body={"ok": False, "error": "channel_not_found"}, times=100)
+    assert step.run() == 1
+    assert "channel_not_found" in capsys.readouterr().err
+    assert Path(f"ci_results_{JOB}/model_results.json").exists()
+
+
+def refuse_replies(step: Step, monkeypatch: pytest.MonkeyPatch, status: int, error: str) -> None:
+    """Once the main message is out, Slack answers every second reply like this."""
+    handle = step.services.handle
+
+    def answer(request: Request) -> Response:
+        if request.path.endswith("chat.postMessage") and len(step.services.messages) % 2:
+            step.services.messages.append({"refused": True})
+            return Response(status, {"ok": False, "error": error})
+        return handle(request)
+
+    monkeypatch.setattr(step.services, "handle", answer)
+
+
+def test_a_reply_that_slack_refuses_does_not_cost_the_others(
+    step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_replies(step, monkeypatch, 200, "restricted_action")
+    assert step.run() == 0
+    assert len([message for message in step.services.messages if "text" in message]) == 4
+    assert caplog.text.count("restricted_action") == 3
+
+
+def test_when_github_answers_nothing_the_artifacts_are_reported(step: Step) -> None:
+    step.services.fail(r"^/repos/", status=403, body={"message": "no"}, times=1000)
+    assert step.run() == 0
+    summary = step.texts[2]
+    assert summary.startswith("[INCOMPLETE] job links could not be read: GitHub: ")
+    assert "There were" in summary
+    assert len(step.services.messages) == 7
+    assert any(text.startswith("*New failures are not known*") for text in step.texts)
+
+
+def test_a_failed_setup_is_reported_instead(step: Step) -> None:
+    step.setenv(SETUP_STATUS="failure")
+    assert step.run() == 0
+    assert step.texts[0] == "[INFO] Results of Daily CI"
+    assert step.texts[2] == "[FAIL] Setup job failed. Tests are not run."
+    assert len(step.services.messages) == 1
+    assert not step.services.files
+
+
+@pytest.fixture
+def green(step: Step) -> Step:
+    """All tests of the step passed."""
+    for folder in Path.cwd().iterdir():
+        (folder / "stats.txt").write_text("=== 3 passed in 1.00s ===\n")
+        (folder / "summary_short.txt").write_text("PASSED tests/models/x/test_x.py::test_a\n")
+        (folder / "failures_line.txt").write_text("")
+    return step
+
+
+def test_a_push_that_broke_nothing_is_no_news(green: Step) -> None:
+    green.setenv(CI_EVENT="push", GITHUB_EVENT_NAME="push")
+    assert green.run() == 0
+    assert not green.services.messages
+    assert any("/runs/7-" in path for path in green.services.files)
+
+
+def test_a_push_whose_jobs_died_is_news(green: Step) -> None:
+    green.setenv(CI_EVENT="push", GITHUB_EVENT_NAME="push")
+    (next(iter(sorted(Path.cwd().iterdir()))) / "stats.txt").unlink()
+    assert green.run() == 0
+    assert green.services.messages[0]["text"].startswith("Incomplete: ")
+
+
+def test_a_folder_without_artifacts_is_named(green: Step) -> None:
+    assert green.run('["models/m00000", "models/m00001", "models/m00002", "models/never_ran"]') == 0
+    assert "[INCOMPLETE] models_never_ran: no artifact on any device" in green.texts[2]
+
+
+@pytest.mark.parametrize("matrix", ["", "[]", "[['models/m00000'", "not a list"])
+def test_a_matrix_that_says_nothing_does_not_cost_the_report(green: Step, matrix: str) -> None:
+    assert green.run(matrix) == 0
+    assert green.texts[2].startswith("[INCOMPLETE] folders without an artifact are not known: the matrix is ")
+    assert "out of 18 tests" in green.texts[2]
+
+
+def test_a_reader_that_is_killed_does_not_cost_the_report(
+    step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter, read_reports = os.getpid(), notify.read_reports
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if os.getpid() != reporter:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_reports(*args, **kwargs)
+
+    monkeypatch.setattr(notify, "read_reports", killed)
+    assert step.run() == 0
+    assert "was killed" in caplog.text
+    assert len(step.services.messages) == 7
+
+
+def test_the_job_is_that_of_the_artifacts_where_nobody_names_it(step: Step) -> None:
+    step.setenv(CI_TEST_JOB=None)
+    assert step.run() == 0
+    assert step.texts[0] == "[INFO] Results of Daily CI: Models"
+
+
+def test_the_full_style_is_one_setting_away(step: Step) -> None:
+    step.setenv(CI_PIPELINE_SLACK_STYLE="full")
+    assert step.run() == 0
+    assert step.services.messages[0]["text"].startswith("❌ Models: ")
+    assert len(step.services.messages) <= 30
+
+
+def test_a_warehouse_is_asked_before_github(step: Step, warehouse: Client, warehouse_url: str) -> None:
+    yesterday = datetime(2026, 2, 2, tzinfo=UTC)
+    run = CiRun(REPOSITORY, EARLIER, workflow_id=WORKFLOW, event="schedule", head_branch="main", created_at=yesterday)
+    known = TestOutcome("tests/models/m00000/test_modeling_m00000.py::ModelTest::test_case_00001", "failed")
+    artifact = ArtifactName("a", "single-gpu", "single", JOB, "models_m00000")
+    profile = load_profile("transformers")
+    reports, outcomes = report_tables(run, [TestReport(artifact, Counts(failed=1), (known,))], profile)
+    run_table = ci_run_table(FetchedRun(run))
+    insert_runs(warehouse, {"test_report": reports, "test_outcome": outcomes, "ci_run": run_table})
+    step.setenv(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    assert step.run() == 0
+    assert not [r for r in step.services.requests if "/artifacts" in r.path]
+    assert f"/actions/runs/{EARLIER}|{EARLIER}>" in step.texts[-2]
+
+
+def test_a_warehouse_that_is_down_costs_a_line(step: Step, caplog: pytest.LogCaptureFixture) -> None:
+    step.setenv(CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:1/default")
+    assert step.run() == 0
+    assert "no warehouse at http://127.0.0.1:1" in caplog.text
+    assert any("new failed tests" in text for text in step.texts)
+
+
+def test_the_command_starts_without_what_it_does_not_need() -> None:
+    code = "import sys, ci_pipeline.notify, ci_pipeline.notification_service; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"dagster", "pandas", "pyarrow", "numpy", "fastapi", "chdb", "clickhouse_connect"}
+    assert not loaded & {"huggingface_hub", "slack_sdk", "httpx2"}, "these load while the reports are read"
+
+
+@pytest.mark.parametrize(
+    ("argument", "folders"),
+    [
+        ('["models_bert", "models_gpt2"]', ["models_bert", "models_gpt2"]),
+        ("[['models/bert'], ['trainer', 'utils']]", ["models/bert", "trainer", "utils"]),
+        ("('a', ['b', ('c',)])", ["a", "b", "c"]),
+        ('"models_bert"', ["models_bert"]),
+        ("", []),
+        ("[[], [' ']]", []),
+        ("[1, null, {}]".replace("null", "None"), []),
+    ],
+)
+def test_a_matrix_is_json_or_a_list_as_python_prints_it(argument: str, folders: list[str]) -> None:
+    assert parse_matrix(argument) == folders
+
+
+@pytest.mark.parametrize("argument", ["[", "models/bert", "__import__('os')", "[" * 100_000])
+def test_a_matrix_that_is_neither_is_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match="neither JSON nor a list"):
+        parse_matrix(argument)
