@@ -35,11 +35,12 @@ DIFFERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not RUN.exists(), reason="the recorded cases are not beside the checkout")
 def test_every_recorded_case_ends_as_recorded_or_better() -> None:
     command = [str(Path(sys.executable).with_name("ci-pipeline")), "notify"]
     done = subprocess.run(
-        [sys.executable, str(RUN), "--", *command], capture_output=True, text=True, check=True, timeout=280
+        [sys.executable, str(RUN), "--", *command], capture_output=True, text=True, check=True, timeout=880
     )
     ends = dict(reversed(found) for found in re.findall(r"^(\w+) +(\w+)$", done.stdout, re.MULTILINE))
     assert len(ends) > 50, done.stdout
