@@ -148,59 +148,52 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
 # --- what it comes to -----------------------------------------------------------------------------------------------
 
 
-@dg.asset(
+@dg.multi_asset(
+    name="count_results",
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
     group_name="analysis",
-    kinds={"parquet"},
-    owners=OWNERS,
-    description="One row for each test job, matrix entry and device: totals, and whether they are complete.",
+    outs={
+        "job_results": dg.AssetOut(
+            kinds={"parquet"},
+            owners=OWNERS,
+            description="One row for each test job, matrix entry and device: totals, and whether they are complete.",
+        ),
+        "category_results": dg.AssetOut(
+            kinds={"parquet"},
+            owners=OWNERS,
+            description="The failing tests of each test job by category: PyTorch, Tokenizers, Trainer, …",
+        ),
+    },
+    internal_asset_deps={
+        "job_results": {dg.AssetKey("test_reports"), dg.AssetKey("test_outcomes")},
+        "category_results": {dg.AssetKey("job_results")},
+    },
 )
-def job_results(
+def count_results(
     context: dg.AssetExecutionContext,
     services: dg.ResourceParam[Services],
     test_reports: RunTables,
     test_outcomes: RunTables,
 ) -> Iterator[Any]:
-    def results(key: str) -> Any:
+    def results(key: str) -> tuple[Any, Any]:
         run = services.fetched(key)
         reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
-        return pipeline.job_results(run, reports)
+        return pipeline.job_results(run, reports), pipeline.category_results(run, reports, services.profile)
 
-    tables, failed = each_run(context, results)
-    totals = show.sums(tables.values(), ["test_job", "device"], ["failed", "errors", "success", "skipped"])
-    yield dg.MaterializeResult(value=tables, metadata=totals | show.set_aside(failed))
+    counted, failed = each_run(context, results)
+    by_job = {key: jobs for key, (jobs, _) in counted.items()}
+    by_category = {key: categories for key, (_, categories) in counted.items()}
+    totals = show.sums(by_job.values(), ["test_job", "device"], ["failed", "errors", "success", "skipped"])
+    yield dg.Output(by_job, "job_results", metadata=totals | show.set_aside(failed))
+    totals = show.sums(by_category.values(), ["test_job", "category"], ["failed", "errors"])
+    yield dg.Output(by_category, "category_results", metadata=totals)
 
 
 @dg.asset(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
-    deps=[job_results],
-    group_name="analysis",
-    kinds={"parquet"},
-    owners=OWNERS,
-    description="The failing tests of each test job by category: PyTorch, Tokenizers, Trainer, …",
-)
-def category_results(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    test_reports: RunTables,
-    test_outcomes: RunTables,
-) -> Iterator[Any]:
-    def results(key: str) -> Any:
-        run = services.fetched(key)
-        reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
-        return pipeline.category_results(run, reports, services.profile)
-
-    tables, failed = each_run(context, results)
-    totals = show.sums(tables.values(), ["test_job", "category"], ["failed", "errors"])
-    yield dg.MaterializeResult(value=tables, metadata=totals | show.set_aside(failed))
-
-
-@dg.asset(
-    partitions_def=ci_run,
-    backfill_policy=ONE_RUN,
-    deps=[category_results],
+    deps=["category_results"],
     group_name="analysis",
     kinds={"parquet"},
     owners=OWNERS,
@@ -307,20 +300,14 @@ def slack_report(
 @dg.asset(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
+    deps=list(pipeline.TABLES),
     group_name="publish",
     kinds={"clickhouse"},
     owners=OWNERS,
     description="The tables of the CI run in the warehouse, in place of what was there of it.",
 )
 def warehouse_tables(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    raw_artifacts: RunTables,
-    test_reports: RunTables,
-    test_outcomes: RunTables,
-    job_results: RunTables,
-    category_results: RunTables,
-    run_diff: RunTables,
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> dg.MaterializeResult[Any]:
     keys = [key for key in context.partition_keys if services.is_processed(key)]
     kept = pipeline.keep(keys, services)
