@@ -644,12 +644,27 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
         services.tables.write(name, run.key, table)
     reports = compared(reports, tables["run_diff"], services)
     files = hub_files(reports, test_outcomes, services)
+    services.tables.write("hub_dataset_files", run.key, files)
     made = threads(fetched, reports, files, services)
     lines = [_line("files", place) for place in placed(files)]
     if post:
         lines += [_line(test_job, place) for test_job, place in post_threads(made, fetched.run, services).items()]
     lines.append(f"warehouse: {keep([run.key], services)}")
     return ProcessedRun(fetched.run, reports, tables, made, lines)
+
+
+def processed_run(run_key: str, services: Services) -> ProcessedRun:
+    """A CI run after all steps, from what they left behind: nothing is fetched, and nothing goes out.
+
+    Raises:
+        MissingTable, SourceError: it was not processed; one line.
+    """
+    fetched = services.fetched(run_key)
+    tables = {name: services.tables.read(name, run_key) for name in TABLES}
+    reports = job_reports(fetched, tables["test_reports"], tables["test_outcomes"], services.profile)
+    reports = compared(reports, tables["run_diff"], services)
+    made = threads(fetched, reports, services.tables.read("hub_dataset_files", run_key), services)
+    return ProcessedRun(fetched.run, reports, tables, made)
 
 
 def _line(what: str, place: Delivered) -> str:

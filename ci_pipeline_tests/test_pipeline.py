@@ -1,0 +1,267 @@
+"""A CI run from the inbox to its report, without Dagster."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from ci_pipeline import earlier_runs, pipeline
+from ci_pipeline.pipeline import Services, process_run
+from ci_pipeline.profile import load_profile
+from ci_pipeline.publish.hub import HubClient
+from ci_pipeline.settings import load_settings
+from ci_pipeline.sources import SourceError
+from ci_pipeline.warehouse import history
+from ci_pipeline_tests.ci_runs import AMD, put_run
+from ci_pipeline_tests.servers.hub import HubServer
+from ci_pipeline_tests.servers.slack import SlackServer
+
+ASSERT = "AssertionError: 1 != 2"
+FIRST, SECOND, THIRD = date(2026, 2, 1), date(2026, 2, 2), date(2026, 2, 3)
+
+Deployment = Callable[..., Services]
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, inbox: Path) -> Deployment:
+    """Services whose settings are those of one machine, and what a test adds to them."""
+
+    def services(**settings: object) -> Services:
+        return Services(load_settings(CI_PIPELINE_HOME=str(tmp_path), **settings), load_profile("transformers"))
+
+    return services
+
+
+def changes(processed: pipeline.ProcessedRun) -> dict[str, str]:
+    rows = processed.tables["run_diff"].to_pylist()
+    return {row["node_id"].rpartition("::")[2]: row["change"] for row in rows}
+
+
+def test_a_failing_test_goes_all_the_way_to_the_message(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    services = deployment()
+    done = process_run(services.source.run(101), services)
+    assert [report.test_job for report in done.reports] == ["run_models_gpu"]
+    assert done.tables["test_outcomes"].num_rows == 2
+    assert done.tables["test_reports"].to_pylist()[0]["failed"] == 1
+    thread = next(tmp_path.glob("outbox/slack/*/101/run_models_gpu/thread.md")).read_text()
+    assert "1 failure" in thread
+    assert "test_b" in thread
+    results = json.loads(next(tmp_path.glob("outbox/hub/**/model_results.json")).read_text())
+    assert results["models_bert"]["failures"]["single"][0]["trace"] == f"(line 42)  {ASSERT}"
+
+
+def test_each_run_is_compared_with_the_one_before_it(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT, "test_c": ASSERT})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": (["test_c"], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
+    put_run(inbox, 103, {"models_bert": (["test_c"], {"test_a": ASSERT, "test_b": "KeyError: 'x'"})}, day=THIRD)
+    services = deployment()
+    first, second, third = (process_run(run, services) for run in pipeline.new_runs(services))
+    assert changes(first) == {}
+    assert changes(second) == {"test_a": "new_failure", "test_b": "still_failing", "test_c": "fixed"}
+    assert changes(third) == {"test_a": "still_failing", "test_b": "changed_error"}
+    since = {row["node_id"].rpartition("::")[2]: row["since_run_id"] for row in third.tables["run_diff"].to_pylist()}
+    assert since == {"test_a": 102, "test_b": 101}
+
+
+def test_the_run_before_is_found_at_the_source_where_it_was_never_processed(
+    inbox: Path, deployment: Deployment
+) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
+    services = deployment()
+    done = process_run(services.source.run(102), services)
+    assert changes(done) == {"test_a": "new_failure", "test_b": "still_failing"}
+
+
+def test_another_vendors_run_of_the_same_commit_tells_whose_failure_it_is(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, head_sha="c0ffee")
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, workflow=AMD, head_sha="c0ffee")
+    services = deployment()
+    done = process_run(services.source.run(102), services)
+    assert changes(done) == {"test_a": "unique_failure"}
+    assert [c.label for c in pipeline.compared_with(done.tables["run_diff"])] == ["Nvidia CI run"]
+
+
+def test_a_killed_job_ends_as_incomplete(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, killed=["models_gpt2"])
+    services = deployment()
+    done = process_run(services.source.run(101), services)
+    assert "incomplete" in done.threads["run_models_gpu"].main.text
+    rows = {row["matrix_entry"]: row["complete"] for row in done.tables["job_results"].to_pylist()}
+    assert rows == {"models_bert": True, "models_gpt2": False}
+
+
+def test_a_test_job_without_a_single_artifact_is_reported(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {}, killed=["models_bert", "models_gpt2"])
+    services = deployment()
+    done = process_run(services.source.run(101), services)
+    assert "incomplete" in done.threads["run_models_gpu"].main.text
+
+
+def test_a_run_in_which_no_test_job_began_is_reported(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    put_run(inbox, 101, {})
+    services = deployment()
+    process_run(services.source.run(101), services)
+    messages = [json.loads(path.read_text()) for path in tmp_path.glob("outbox/slack/*/101/**/main.json")]
+    assert ["There was an issue running the tests" in json.dumps(message) for message in messages] == [True]
+
+
+def test_a_push_that_broke_nothing_is_no_news(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, event="push")
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, event="push")
+    services = deployment()
+    for run in pipeline.new_runs(services):
+        process_run(run, services)
+    assert {path.name for path in tmp_path.glob("outbox/slack/*/*")} == {"102"}
+
+
+def test_again_is_safe(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    services = deployment()
+    first = process_run(services.source.run(101), services)
+    files = {path: path.read_bytes() for path in (tmp_path / "outbox").rglob("*") if path.is_file()}
+    again = process_run(services.source.run(101), deployment())
+    assert all(first.tables[name].equals(again.tables[name]) for name in pipeline.TABLES)
+    assert {path: path.read_bytes() for path in (tmp_path / "outbox").rglob("*") if path.is_file()} == files
+
+
+def test_without_posting_slack_hears_nothing(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    put_run(inbox, 101, {"models_bert": ([], {"test_b": ASSERT})})
+    services = deployment()
+    done = process_run(services.source.run(101), services, post=False)
+    assert not (tmp_path / "outbox" / "slack").exists()
+    assert "1 failure" in done.threads["run_models_gpu"].main.text
+
+
+def test_new_runs_are_those_that_are_not_processed(inbox: Path, deployment: Deployment) -> None:
+    for run_id in (101, 102):
+        put_run(inbox, run_id, {"models_bert": (["test_a"], {})})
+    services = deployment()
+    process_run(services.source.run(101), services)
+    assert [run.run_id for run in pipeline.new_runs(services)] == [102]
+    assert pipeline.newest_run(services).run_id == 102
+
+
+def test_the_newest_run_of_an_empty_inbox_is_an_error_in_one_line(inbox: Path, deployment: Deployment) -> None:
+    with pytest.raises(SourceError, match="no completed CI run in folder:"):
+        pipeline.newest_run(deployment())
+
+
+@pytest.mark.parametrize("key", ["", "abc", "12", "12-", "-1", "12-x", "12-1-1"])
+def test_a_partition_that_names_no_run_is_refused(deployment: Deployment, key: str) -> None:
+    with pytest.raises(SourceError, match="is no CI run"):
+        pipeline.run_at_source(key, deployment())
+
+
+def test_the_warehouse_has_the_run_and_answers_for_it(inbox: Path, deployment: Deployment, warehouse_url: str) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    process_run(services.source.run(101), services)
+    pipeline.prune("101-1", services)
+    (inbox / "101").rename(inbox.parent / "gone")
+    elsewhere = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    done = process_run(elsewhere.source.run(102), elsewhere)
+    assert changes(done) == {"test_a": "new_failure", "test_b": "still_failing"}
+    assert [known.run.run_id for known in history.latest_runs(elsewhere.warehouse, 9)] == [102, 101]  # type: ignore[arg-type]
+
+
+def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
+    inbox: Path, deployment: Deployment, warehouse_url: str
+) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    down = deployment(CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:9/default")
+    done = process_run(down.source.run(101), down)
+    assert done.delivered[-1].startswith("warehouse: pending: ")
+    assert pipeline.has_pending(down)
+    assert pipeline.expired(down) == set()
+    up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    assert pipeline.deliver_pending(up) == ["warehouse: 13 rows"]
+    assert not pipeline.has_pending(up)
+
+
+def test_while_the_hub_is_down_the_report_goes_out_and_the_files_follow(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    with SlackServer() as slack, HubServer("ci/results") as hub:
+        services = deployment(
+            CI_SLACK_BOT_TOKEN="xoxb-test",
+            SLACK_API_URL=slack.api_url,
+            SLACK_REPORT_CHANNEL="#ci",
+            REPORT_REPO_ID="ci/results",
+        )
+        services.hub = HubClient("hf_test", hub.url, patience=0.1)
+        hub.fail(status=503, times=100)
+        process_run(services.source.run(101), services)
+        assert "1 failure" in slack.channel()[0]["text"]
+        assert hub.url not in json.dumps(slack.channel())
+        hub.faults.clear()
+        pipeline.deliver_pending(services)
+        assert any(path.endswith("/model_results.json") for path in hub.repos["ci/results"])
+        assert pipeline.deliver_pending(services) == []
+        process_run(services.source.run(101), services)
+        assert [message["text"] for message in slack.channel()].count(slack.channel()[0]["text"]) == 1
+        assert hub.url in json.dumps(slack.channel())
+
+
+def test_old_runs_are_forgotten_and_young_ones_are_not(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
+    for run_id in (101, 102):
+        put_run(inbox, run_id, {"models_bert": (["test_a"], {})})
+    services = deployment(CI_PIPELINE_RETENTION_DAYS="30")
+    for run in pipeline.new_runs(services):
+        process_run(run, services)
+    long_ago = 1_700_000_000
+    os.utime(tmp_path / "data" / "tables" / "raw_artifacts" / "101-1.parquet", (long_ago, long_ago))
+    assert pipeline.expired(services) == {"101-1"}
+    pipeline.prune("101-1", services)
+    assert not list((tmp_path / "data" / "tables").rglob("*101-1*"))
+    assert not services.raw.has("101-1")
+    assert services.raw.has("102-1")
+    assert services.is_processed("102-1")
+
+
+def test_runs_are_read_in_parallel_and_one_that_cannot_be_read_does_not_stop_the_others(
+    inbox: Path, deployment: Deployment
+) -> None:
+    services = deployment()
+    keys = []
+    for run_id in range(101, 112):
+        put_run(inbox, run_id, {"models_bert": ([f"test_{run_id}"], {})})
+        run = services.source.run(run_id)
+        if run_id != 105:
+            pipeline.fetch(run, services)
+        keys.append(run.key)
+    found = dict(pipeline.read_many(keys, services))
+    assert list(found) == keys
+    assert "105-1" in str(found.pop("105-1"))
+    for key, tables in found.items():
+        assert not isinstance(tables, Exception)
+        assert tables[1]["node_id"].to_pylist()[0].endswith(f"test_{key.partition('-')[0]}")
+
+
+def test_comparisons_survive_being_written_down(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {})
+    run = deployment().source.run(101)
+    comparisons = [earlier_runs.Comparison("previous", "previous run", run)]
+    assert earlier_runs.parse(earlier_runs.dump(comparisons)) == comparisons
+
+
+def test_a_failure_of_the_pipeline_is_told_in_one_message(deployment: Deployment, tmp_path: Path) -> None:
+    services = deployment()
+    for _ in range(2):
+        pipeline.report_failure(["101-1"], ["SourceError: <gone>"], services)
+    [message] = [json.loads(path.read_text()) for path in tmp_path.glob("outbox/slack/**/main.json")]
+    assert "The report of CI run 101-1 could not be made" in message["text"]
+    assert "&lt;gone&gt;" in json.dumps(message["blocks"])
