@@ -59,7 +59,8 @@ class Outbox:
 
     def _wait(self, newest: int) -> bool:
         with self._progress:
-            return self._progress.wait_for(lambda: self._delivered >= newest, self._patience)
+            self._progress.wait_for(lambda: self._down or self._delivered >= newest, self._patience)
+            return self._delivered >= newest
 
     def close(self) -> None:
         self._closed.set()
@@ -69,20 +70,23 @@ class Outbox:
         self._client.close()
 
     def _run(self) -> None:
+        self._wake.set()  # for what was owed before
         while not self._closed.is_set():
+            self._wake.wait()
             self._wake.clear()
             try:
                 self._deliver_all()
             except RetryError:
-                break  # closing
+                return  # closing
             except Exception:
                 log.exception("The outbox goes on in a minute")
                 self._closed.wait(60)
-            self._wake.wait()
+                self._wake.set()
 
     def _deliver_all(self) -> None:
         newest = self._store.newest_message()
-        self._take_turn()
+        if not self._take_turn():
+            return
         try:
             while messages := self._store.messages(100):
                 for id, body in messages:
@@ -92,11 +96,13 @@ class Outbox:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
         self._arrived(newest)  # by another worker's turn
 
-    def _take_turn(self) -> None:
+    def _take_turn(self) -> bool:
         while not self._closed.is_set():
             with suppress(BlockingIOError):
-                return fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
             self._closed.wait(0.02)
+        return False
 
     def _arrived(self, id: int) -> None:
         with self._progress:
@@ -128,6 +134,8 @@ class Outbox:
         except (_Undelivered, httpx2.HTTPError) as error:
             if not self._down:
                 log.warning("Results wait for the HUD: %s", error)
-            self._down = True
+            with self._progress:
+                self._down = True
+                self._progress.notify_all()
             raise
         self._store.settle_message(id).result()

@@ -6,10 +6,9 @@ import json
 import time
 from asyncio import wrap_future
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Literal
 
 from ci_pipeline.oot import Refused, callback_token, record
@@ -26,7 +25,7 @@ TokenMode = Literal["off", "optional", "required"]
 Answer = Literal["in_progress", "completed", "ignored", "queued"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Relay:
     """Takes callbacks. With an `outbox` the records are another service's, and it is sent what they are made of.
 
@@ -43,6 +42,7 @@ class Relay:
     outbox: Outbox | None = None
     clock: Callable[[], float] = time.time
     _repository_ids: dict[str, str] = field(default_factory=dict[str, str], init=False)
+    _signing_key: str = field(default="", init=False)
 
     async def receive(self, authorization: str | None, body: bytes) -> Answer:
         """Take one callback; when this returns, it is durable.
@@ -62,10 +62,6 @@ class Relay:
         await self._check_repository(identity)
         # The allowlist's spelling is the one that was dispatched to.
         return await self._take(entry.repo, entry.level, callback, body, now)
-
-    @cached_property
-    def _signing_key(self) -> Future[str]:
-        return self.store.signing_key()
 
     async def _check_repository(self, identity: Identity) -> None:
         """A name that was given up and claimed by somebody else has another id."""
@@ -104,7 +100,8 @@ class Relay:
         if self.token_mode == "off" or callback.self_report:
             return
         if callback.callback_token:
-            callback_token.verify(callback.callback_token, step, await wrap_future(self._signing_key))
+            self._signing_key = self._signing_key or await wrap_future(self.store.signing_key())
+            callback_token.verify(callback.callback_token, step, self._signing_key)
         elif self.token_mode == "required":
             raise Refused(403, "callback_token is required here: send the one that came with the dispatch")
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,10 +30,9 @@ _COLUMNS = ", ".join(
     f"{name} {_TYPES[type]}{' PRIMARY KEY' if name == 'dynamoKey' else ''}" for name, type in FIELDS.items()
 )
 
-# `sequence` moves a record that changed to the end: reading behind a sequence is the change feed, and needs no second
-# copy of anything. `failed_tests_json` may be large, so the small columns come before it in a row's pages.
+# `sequence` moves a record that changed to the end: reading behind a sequence is the change feed, without a copy.
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS oot_workflow_job ({_COLUMNS}, version INTEGER, changed_at REAL, sequence INTEGER);
+CREATE TABLE IF NOT EXISTS oot_workflow_job (sequence INTEGER, version INTEGER, changed_at REAL, {_COLUMNS});
 CREATE UNIQUE INDEX IF NOT EXISTS oot_workflow_job_sequence ON oot_workflow_job (sequence);
 CREATE TABLE IF NOT EXISTS lifecycle (key TEXT PRIMARY KEY, item TEXT, expires_at REAL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lifecycle_expires_at ON lifecycle (expires_at);
@@ -55,6 +55,7 @@ class SqliteStore:
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._open = threading.Lock()
         self._closed = False
+        self.path.touch(0o600)  # the signing key is in there
         try:
             connection = self._connect()
             connection.executescript(_SCHEMA)
@@ -107,12 +108,12 @@ class SqliteStore:
         except Exception as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            if len(tasks) > 1:  # one of them spoils it for the others
+            if len(tasks) > 1 and not isinstance(error, sqlite3.OperationalError):  # one spoils it for the others
                 for task in tasks:
                     self._commit(connection, [task])
                 return
-            log.error("%s: %s", self.path, error)
-            outcomes = [StoreUnavailable(str(error))]
+            log.error("%s: %s", self.path, error, exc_info=not isinstance(error, sqlite3.Error))
+            outcomes = [StoreUnavailable(str(error))] * len(tasks)
         for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 task.future.set_exception(outcome)
@@ -122,12 +123,11 @@ class SqliteStore:
     def _waiting(self) -> list[_Task]:
         """Everything that waits to be written, after waiting for the first; nothing when the store was closed."""
         tasks: list[_Task] = []
-        task = self._queue.get()
-        while task:
-            tasks.append(task)
-            if len(tasks) == _BATCH or self._queue.empty():
+        while task := self._queue.get():
+            if task.future.set_running_or_notify_cancel():  # its caller may be gone by now
+                tasks.append(task)
+            if tasks and (len(tasks) == _BATCH or self._queue.empty()):
                 return tasks
-            task = self._queue.get()
         self._queue.put(None)
         return tasks
 
@@ -270,21 +270,23 @@ def _count_request(connection: sqlite3.Connection, repo: str, rate_limit: int, n
 
 
 def _upsert(connection: sqlite3.Connection, record: Record) -> None:
-    names = [*record, "changed_at", "version", "sequence"]
-    late = record["status"] == "in_progress"
-    sets = ", ".join(
-        f"{name} = CASE status WHEN 'completed' THEN coalesce({name}, excluded.{name}) ELSE excluded.{name} END"
+    statement = _upsert_statement(tuple(record), late=record["status"] == "in_progress")
+    connection.execute(statement, (*record.values(), time.time()))
+
+
+@lru_cache
+def _upsert_statement(fields: tuple[str, ...], late: bool) -> str:
+    value = (
+        "CASE status WHEN 'completed' THEN coalesce({0}, excluded.{0}) ELSE excluded.{0} END"
         if late
-        else f"{name} = excluded.{name}"
-        for name in record
-        if name != "dynamoKey"
+        else "excluded.{0}"
     )
-    connection.execute(
-        f"INSERT INTO oot_workflow_job ({', '.join(names)})"
-        f" VALUES ({', '.join('?' * len(record))}, ?, 1, (SELECT coalesce(max(sequence), 0) + 1 FROM oot_workflow_job))"
-        f" ON CONFLICT (dynamoKey) DO UPDATE SET {sets},"
-        " changed_at = excluded.changed_at, version = version + 1, sequence = excluded.sequence",
-        (*record.values(), time.time()),
+    sets = [f"{field} = {value.format(field)}" for field in fields if field != "dynamoKey"]
+    return (
+        f"INSERT INTO oot_workflow_job ({', '.join(fields)}, changed_at, version, sequence)"
+        f" VALUES ({'?, ' * len(fields)} ?, 1, (SELECT coalesce(max(sequence), 0) + 1 FROM oot_workflow_job))"
+        f" ON CONFLICT (dynamoKey) DO UPDATE SET {', '.join(sets)},"
+        " changed_at = excluded.changed_at, version = version + 1, sequence = excluded.sequence"
     )
 
 

@@ -271,6 +271,15 @@ def test_a_record_that_sqlite_cannot_take_spoils_no_other(tmp_path: Path):
     store.close()
 
 
+def test_a_caller_that_gave_up_does_not_stop_the_others(tmp_path: Path):
+    store = SqliteStore(tmp_path / "oot.sqlite")
+    for n in range(200):
+        store.write({**record(), "dynamoKey": f"key-{n}"}).cancel()
+    store.write({**record(), "dynamoKey": "last"}).result(timeout=10)
+    assert store.record("last")
+    store.close()
+
+
 def test_the_state_of_a_job_expires(tmp_path: Path):
     store = SqliteStore(tmp_path / "oot.sqlite", state_days=0.1 / 86400)
     store.register_dispatch(DISPATCH).result()
