@@ -58,7 +58,8 @@ def main(verbose: int) -> None:
 def notify(matrix: str) -> None:
     """Report one test job, as a workflow step.
 
-    Reads the downloaded artifacts in the working directory. MATRIX is the job's matrix of folders, as JSON or as Python prints it; leave it out for a job without one.
+    Reads the downloaded artifacts in the working directory. MATRIX is the job's matrix of folders, as JSON or as
+    Python prints it; leave it out for a job without one.
 
     Exits with 0 when the report went out, and with 2 when a setting is missing without which nothing can be posted.
 
@@ -140,15 +141,18 @@ def report(run_id: int | None, post: bool, as_json: bool) -> None:
 
     services = _services()
     run = services.source.run(run_id) if run_id else pipeline.newest_run(services)
-    with _progress(f"CI run {run.run_id}", quiet=as_json) as advance:
-        processed = pipeline.process_run(run, services, post=post, progress=advance)
+    if services.is_processed(run.key) and not post:
+        processed = pipeline.processed_run(run.key, services)
+    else:
+        with _progress(f"CI run {run.run_id}", quiet=as_json) as advance:
+            processed = pipeline.process_run(run, services, post=post, progress=advance)
     if as_json:
         click.echo(json.dumps(_summary(processed), ensure_ascii=False))
         return
-    from ci_pipeline.publish import slack_full, terminal
+    from ci_pipeline.publish import terminal
 
-    for job_report in processed.reports:
-        terminal.draw(slack_full.messages(job_report), _console())
+    for thread in processed.threads.values():
+        terminal.draw(thread, _console())
 
 
 @main.command("check-config")
@@ -217,7 +221,8 @@ def hud(host: str, port: int) -> None:
 def up(once: bool, sample: bool, dagster_port: int, hud_port: int, warehouse_port: int) -> None:
     """Run everything on this machine.
 
-    Warehouse, Dagster and the pages, all on loopback; Ctrl-C stops them. The first start puts three bundled CI runs into the inbox, to have something to look at; a later start resumes.
+    Warehouse, Dagster and the pages, all on loopback; Ctrl-C stops them. The first start puts three bundled CI runs
+    into the inbox, to have something to look at; a later start goes on from there.
 
     \b
     Examples:
@@ -309,3 +314,7 @@ def _tell(processed: ProcessedRun, as_json: bool) -> None:
     click.echo(f"{run.workflow_name or 'CI run'} {run.run_number or ''} ({run.key})")
     for line in processed.delivered:
         click.echo(f"  {line}")
+
+
+if __name__ == "__main__":
+    main(prog_name="ci-pipeline")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import io
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -41,7 +43,7 @@ DEFINITIONS = "ci_pipeline.definitions"
 LOOPBACK = "127.0.0.1"
 PATIENCE = 120  # seconds in which something has to move
 GRACE = 10  # seconds that a child has to stop
-TICK = 0.2  # seconds between two looks
+TICK = 0.3  # seconds between two looks
 SHOWN = 3  # CI runs whose reports are drawn
 
 
@@ -68,13 +70,15 @@ def main(*, once: bool, sample: bool, ports: Ports) -> int:
     try:
         with ExitStack() as stack:
             stack.enter_context(_only_one(settings.home))
-            _check_ports(ports)
+            _check_ports(settings, ports)
             with console.status("Starting"):
-                watch = _start(settings, ports, stack, sample)
+                watch = _start(settings, ports, stack, once=once, sample=sample)
             _wait(watch, console)
             failed = _show(watch, console)
             if once:
                 return 1 if failed else 0
+            with console.status("Opening the pages"):
+                _wait_for_pages(watch.family, ports)
             _print_addresses(watch.services.settings, ports, console)
             while True:
                 watch.family.check()
@@ -111,9 +115,11 @@ def _only_one(home: Path) -> Generator[None]:
         yield
 
 
-def _check_ports(ports: Ports) -> None:
-    """Those whose owners would say it less clearly."""
-    for name, port in (("dagster", ports.dagster), ("hud", ports.hud)):
+def _check_ports(settings: Settings, ports: Ports) -> None:
+    """All at once and before anything is started: later, each owner would say it in its own way."""
+    for name, port in ports._asdict().items():
+        if name == "warehouse" and settings.warehouse_url:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -122,22 +128,31 @@ def _check_ports(ports: Ports) -> None:
                 raise UpError(f"Port {port} is in use: stop what uses it, or choose another: --{name}-port") from None
 
 
-def _start(settings: Settings, ports: Ports, stack: ExitStack, sample: bool) -> RunWatch:
-    """Start all parts; what is to be processed is there before Dagster looks for it."""
-    family = Family(settings.home / "logs")
-    if not settings.warehouse_url:
-        output = family.logs / "warehouse.log"
-        warehouse = stack.enter_context(Embedded(settings.home / "warehouse", port=ports.warehouse, log=output))
-        family.children["warehouse"] = warehouse.process
-        os.environ["CI_PIPELINE_WAREHOUSE_URL"] = warehouse.url
-        settings = load_settings()
-    stack.enter_context(family)
-    inbox = settings.home / "inbox"
-    if sample and not settings.source and not inbox.exists():
+def _start(settings: Settings, ports: Ports, stack: ExitStack, *, once: bool, sample: bool) -> RunWatch:
+    """Start all parts, of Dagster and the pages with `once` only what makes reports.
+
+    What is to be processed is there before Dagster looks for it.
+    """
+    # With `once`, all is done when the children are to stop: there is nothing to wait for.
+    family = Family(settings.home / "logs", grace=0.5 if once else GRACE)
+    dagster_home, inbox = settings.home / "dagster", settings.home / "inbox"
+    if sample and not settings.source and not dagster_home.exists() and not (inbox.exists() and any(inbox.iterdir())):
         bundled.install(inbox)
-    instance = _dagster_instance(settings.home / "dagster")
-    family.start("dagster", "dagster", "dev", "-m", DEFINITIONS, "-h", LOOPBACK, "-p", str(ports.dagster))
-    family.start("hud", "ci_pipeline.cli", "hud", "--port", str(ports.hud))
+    with ThreadPoolExecutor(1) as pool:  # both take a second
+        preparing = pool.submit(_dagster_instance, dagster_home)
+        if not settings.warehouse_url:
+            output = family.logs / "warehouse.log"
+            warehouse = stack.enter_context(Embedded(settings.home / "warehouse", port=ports.warehouse, log=output))
+            family.children["warehouse"] = warehouse.process
+            os.environ["CI_PIPELINE_WAREHOUSE_URL"] = warehouse.url
+            settings = load_settings()
+        instance = preparing.result()
+    stack.enter_context(family)
+    if once:
+        family.start("dagster", "dagster._daemon", "run", "-m", DEFINITIONS)
+    else:
+        family.start("dagster", "dagster", "dev", "-m", DEFINITIONS, "-h", LOOPBACK, "-p", str(ports.dagster))
+        family.start("hud", "ci_pipeline.cli", "hud", "--port", str(ports.hud))
     services = Services(settings, load_profile(settings.profile))
     return RunWatch(instance, services, family, services.source.runs_after(None, limit=1000).runs)
 
@@ -150,20 +165,22 @@ def _dagster_instance(home: Path) -> DagsterInstance:
     from dagster import DagsterInstance
 
     instance = DagsterInstance.from_config(str(home))
-    instance.upgrade()
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what was upgraded is no news
+        instance.upgrade()
     return instance
 
 
 class Family:
     """The processes that belong together: each writes to `<logs>/<name>.log`, and all end when this one does."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, grace: float) -> None:
         self.logs = logs
+        self.grace = grace
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         logs.mkdir(exist_ok=True)
 
     def start(self, name: str, *arguments: str) -> None:
-        with (self.logs / f"{name}.log").open("wb") as output:
+        with (self.logs / f"{name}.log").open("ab") as output:
             self.children[name] = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -190,9 +207,9 @@ class Family:
         for name, child in reversed(self.children.items()):
             _signal(child, signal.SIGTERM)
             try:
-                child.wait(GRACE)
+                child.wait(self.grace)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                log.warning("%s had to be killed", name)
+                log.info("%s is killed", name)
             _signal(child, signal.SIGKILL)  # and what it may have left behind in its session
             child.wait()
 
@@ -283,14 +300,32 @@ def _progress(watch: RunWatch, spinner: Spinner) -> Table:
 
 def _show(watch: RunWatch, console: Console) -> int:
     """Draw the reports of the newest CI runs that are done; how many could not be processed."""
+    if not watch.runs:
+        console.print(Text(f"No CI run in {watch.services.settings.source_uri} yet"))
     failed = [run for run in watch.runs if watch.state(run) == "failed"]
     for run in [run for run in watch.runs if run not in failed][-SHOWN:]:
-        for thread in pipeline.stored_threads(run.key, watch.services).values():
+        for thread in pipeline.processed_run(run.key, watch.services).threads.values():
             terminal.draw(thread, console)
     for run in failed:
         where = f"{watch.services.settings.dagster_url}/runs/{watch.dagster_runs[run.key].run_id}"
         console.print(Text(f"✗ CI run {run.key} could not be processed: see {where}", "bold red"))
     return len(failed)
+
+
+def _wait_for_pages(family: Family, ports: Ports) -> None:
+    deadline = time.monotonic() + PATIENCE
+    for name, port in (("dagster", ports.dagster), ("hud", ports.hud)):
+        while not _answers(port):
+            family.check()
+            if time.monotonic() > deadline:
+                raise UpError(f"{name} does not answer at {LOOPBACK}:{port}: see {family.logs / name}.log")
+            time.sleep(TICK)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
+        return True
+    return False
 
 
 def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None:

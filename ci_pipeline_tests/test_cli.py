@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ci_pipeline.cli import SHELLS, main
+from ci_pipeline.sample import build, install
 from ci_pipeline.settings import OotSettings, StepSettings
 
+FIRST, SECOND, _ = (night.run_id for night in build.NIGHTS)
 HEAVY = ("dagster", "pandas", "pyarrow", "pydantic", "rich", "fastapi", "slack_sdk", "huggingface_hub")
 
 
@@ -144,3 +146,69 @@ def test_a_test_job_without_a_channel_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert "no channel for run_it" in json.loads(result.output)["problems"][0]
     monkeypatch.setenv("SLACK_REPORT_CHANNEL", "#ci")
     assert run("check-config").exit_code == 0
+
+
+# --- CI runs, without Dagster ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    install(tmp_path / "home" / "inbox")
+    return tmp_path / "home" / "inbox"
+
+
+def messages(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (home / "outbox" / "slack").rglob("*.json")}
+
+
+def test_ingest_processes_what_is_new_once(inbox: Path) -> None:
+    first = run("ingest")
+    assert first.exit_code == 0, first.output
+    assert [line for line in first.stdout.splitlines() if not line.startswith(" ")] == [
+        f"{night.workflow_name} {night.run_number} ({night.run_id}-1)" for night in build.NIGHTS
+    ]
+    posted = messages(inbox.parent)
+    second = run("ingest")
+    assert second.exit_code == 0
+    assert "No new CI run" in second.stderr
+    assert messages(inbox.parent) == posted
+
+
+def test_ingest_of_a_named_run_writes_json_for_a_script(inbox: Path) -> None:
+    result = run("ingest", str(SECOND), "--no-post", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["run_id"] == SECOND
+    models = found["test_jobs"]["run_models_gpu"]
+    assert models["complete"] is False
+    assert models["problems"][0]["matrix_entry"] == "models_ibis"
+    assert models["results"]["models_wren"]["failures"]["single"]
+    assert not messages(inbox.parent)
+
+
+def test_report_shows_the_newest_run_and_sends_nothing(inbox: Path) -> None:
+    run("ingest", "--no-post")
+    result = run("report")
+    assert result.exit_code == 0, result.output
+    assert "AMD CI" in result.stdout
+    assert not messages(inbox.parent)
+
+
+def test_report_of_a_run_that_is_not_processed_yet_processes_it(inbox: Path) -> None:
+    result = run("report", str(SECOND), "--json")
+    assert result.exit_code == 0, result.output
+    assert {row["change"] for row in json.loads(result.stdout)["test_jobs"]["run_models_gpu"]["diff"]} >= {
+        "new_failure",
+        "changed_error",
+        "still_failing",
+        "fixed",
+    }
+
+
+def test_backfill_goes_from_the_oldest_run_and_posts_nothing_unless_asked(inbox: Path) -> None:
+    result = run("backfill", "--limit", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["run_id"] for line in result.stdout.splitlines()] == [FIRST, SECOND]
+    assert not messages(inbox.parent)
+    assert run("backfill", "--limit", "1", "--post").exit_code == 0
+    assert messages(inbox.parent)
