@@ -378,9 +378,6 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
     Raises:
         SlackError: the report could not be posted; one line.
     """
-    files = hub_files.render(report, step.profile, previous_model_table=earlier.model_table)
-    write(step.root / hub_files.results_folder(step.test_job), files)
-    file_url = upload(step, report.run, files)
     classic = slack_classic.classic_report(
         report,
         step.profile,
@@ -390,8 +387,10 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         warnings_url=warnings_url,
         not_compared=earlier.not_compared,
         previous_model_table=earlier.model_table,
-        file_url=file_url,
     )
+    files = hub_files.render(report, step.profile, classic=classic)
+    write(step.root / hub_files.results_folder(step.test_job), files)
+    file_url = upload(step, report.run, files)
     if classic.passed and not step.reports_success:
         print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
         return
@@ -401,7 +400,7 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         results = file_url(f"{step.job.result_name}_results.json")
         post(step, slack_full.messages(report, step.profile, links=slack_full.Links(failures=results)))
     else:
-        post(step, classic.thread())
+        post(step, classic.with_files(file_url).thread())
 
 
 def _title(step: Step) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -69,18 +70,17 @@ def job_report(
         for problem in missing:
             if problem.matrix_entry:
                 by_entry.setdefault(problem.matrix_entry, [])
+        incomplete = {problem.matrix_entry for problem in missing}
         results = {
-            entry: _matrix_result(
-                entry_reports, announced, profile, incomplete=any(p.matrix_entry == entry for p in missing)
-            )
+            entry: _matrix_result(entry_reports, announced, profile, incomplete=entry in incomplete)
             for entry, entry_reports in by_entry.items()
         }
     else:
         # Without a matrix, an error of pytest is an error of the job.
-        incomplete = any(problem.test_job == test_job for problem in missing) or any(
+        errored = any(problem.test_job == test_job for problem in missing) or any(
             report.counts and report.counts.errors for report in own
         )
-        results = {test_job: _result(own, announced, _failed_by_device(own, profile), incomplete=incomplete)}
+        results = {test_job: _result(own, announced, _failed_by_device(own, profile), incomplete=errored)}
 
     report = JobReport(run, test_job, results, own, missing, previous, others, (), warnings)
     if previous or others:
@@ -209,20 +209,21 @@ def _missing(
             found.append(Problem(name, reason, artifact.device, test_job, artifact.matrix_entry))
 
     uploading = {job.id for job in announced.values()}
-    silent = [job for job in jobs if job.conclusion != "skipped" and job.id not in uploading]
+    silent: defaultdict[str, list[CiJob]] = defaultdict(list)
+    for job in jobs:
+        if job.conclusion != "skipped" and job.id not in uploading:
+            for part in set(re.split(r"\s*[(),]\s*", job.name)):
+                silent[part].append(job)
+    reported = {report.artifact.matrix_entry for report in reports}
+    named = reported | {problem.matrix_entry for problem in found}
     for folder in folders:
         entry = matrix_entry(folder)
-        stopped = [job for job in silent if folder in re.split(r"\s*[(),]\s*", job.name)]
-        if stopped and any(report.artifact.matrix_entry == entry for report in reports):
+        stopped = silent[folder]
+        if entry in reported:
             # GitHub does not always list the steps of a job: one that ended has left its report.
             stopped = [job for job in stopped if job.steps or job.conclusion not in ("success", "failure")]
-        if stopped:
-            found += [
-                Problem(job.name, f"no artifact: its CI job {_ended(job)}", "", test_job, entry) for job in stopped
-            ]
-        elif not any(report.artifact.matrix_entry == entry for report in reports) and not any(
-            problem.matrix_entry == entry for problem in found
-        ):
+        found += [Problem(job.name, f"no artifact: its CI job {_ended(job)}", "", test_job, entry) for job in stopped]
+        if not stopped and entry not in named:
             found.append(Problem(folder, "no artifact on any device", "", test_job, entry))
     if not reports and not found:
         found.append(Problem(test_job, "no artifact on any device", "", test_job))

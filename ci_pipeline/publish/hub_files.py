@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
-from ci_pipeline.publish.slack_classic import NO_DEVICE, Where, classic_report
+from ci_pipeline.publish.slack_classic import NO_DEVICE, ClassicReport, Where, classic_report
 
 if TYPE_CHECKING:
     from ci_pipeline.model import CiRun, EarlierRun, JobReport, TestReport
@@ -38,12 +38,14 @@ def dataset_folder(run: CiRun, test_job: str) -> str:
     return f"{date}/runs/{run.run_number}-{run.run_id}/{results_folder(test_job)}"
 
 
-def render(report: JobReport, profile: Profile, *, previous_model_table: str = "") -> dict[str, bytes]:
-    """All files of a report, contents by name."""
+def render(
+    report: JobReport, profile: Profile, *, previous_model_table: str = "", classic: ClassicReport | None = None
+) -> dict[str, bytes]:
+    """All files of a report, contents by name. `classic`: its messages, where they are known already."""
     job = profile.test_jobs.get(report.test_job)
     kind = job.result_name if job else report.test_job
     matrix = bool(job and job.matrix)
-    classic = classic_report(report, profile, previous_model_table=previous_model_table)
+    classic = classic or classic_report(report, profile, previous_model_table=previous_model_table)
     results = dict(report.results)
 
     captured = {(r.artifact.matrix_entry, r.artifact.device or NO_DEVICE): r.captured_info for r in report.reports}

@@ -18,7 +18,7 @@ from ci_pipeline.publish.mrkdwn import escape, url_of
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
 
 if TYPE_CHECKING:
-    from ci_pipeline.model import EarlierRun, Failure, JobReport, JobResult, Problem
+    from ci_pipeline.model import Change, EarlierRun, Failure, JobReport, JobResult, Problem
     from ci_pipeline.profile import Profile, TestJob
 
 Block = dict[str, Any]
@@ -172,6 +172,21 @@ class ClassicReport:
     results_diff: Compared | None = None
     not_compared: Sequence[str] = ()  # why not, one line each
     changed_models: Table | None = None
+
+    def with_files(self, file_url: Callable[[str], str]) -> ClassicReport:
+        """The same, with links to its files. `file_url` says where a file is, "" if it is nowhere."""
+
+        def linked(compared: Compared, name: str) -> Compared:
+            return replace(compared, file_url=file_url(name))
+
+        return replace(
+            self,
+            new_failures=linked(self.new_failures, "new_failures.json") if self.new_failures else None,
+            unique_failures=[
+                linked(other, f"new_failures_against_{other.run_id}.json") for other in self.unique_failures
+            ],
+            results_diff=linked(self.results_diff, "test_results_diff.json") if self.results_diff else None,
+        )
 
     # --- totals
 
@@ -477,11 +492,13 @@ def classic_report(
     test = job.test if job else report.test_job
     matrix = bool(job and job.matrix)
 
-    def differing(change: str, earlier: EarlierRun, name: str) -> Compared:
-        run_id = earlier.run.run_id
-        rows = (row for row in report.diff if row.change == change and row.against_run_id == run_id)
-        failures = in_order(((row.matrix_entry or test, row.device, row.node_id) for row in rows), profile)
-        return Compared(run_id, earlier.label, failures, file_url(name))
+    def differing(change: Change, earlier: EarlierRun) -> Compared:
+        failures = (
+            (row.matrix_entry or test, row.device, row.node_id)
+            for row in report.diff
+            if row.change == change and row.against_run_id == earlier.run.run_id
+        )
+        return Compared(earlier.run.run_id, earlier.label, in_order(failures, profile))
 
     previous = report.previous
     classic = ClassicReport(
@@ -495,17 +512,16 @@ def classic_report(
         incomplete=report.problems,
         warnings=report.warnings,
         warnings_url=warnings_url,
-        new_failures=differing("new_failure", previous, "new_failures.json") if previous else None,
-        unique_failures=[
-            differing("unique_failure", other, f"new_failures_against_{other.run.run_id}.json")
-            for other in report.others
-        ],
-        results_diff=Compared(previous.run.run_id, previous.label, (), file_url("test_results_diff.json"))
+        new_failures=differing("new_failure", previous) if previous else None,
+        unique_failures=[differing("unique_failure", other) for other in report.others],
+        results_diff=Compared(previous.run.run_id, previous.label)
         if previous and previous.outcomes is not None and profile.diffs_results(report.run.workflow_path)
         else None,
         not_compared=not_compared,
     )
-    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
+    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table)).with_files(
+        file_url
+    )
 
 
 def in_order(failures: Iterable[Where], profile: Profile) -> list[Where]:
