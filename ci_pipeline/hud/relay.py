@@ -1,4 +1,4 @@
-"""The routes that take out-of-tree results: `POST /github/callback` from CI, `POST /api/oot/results` from relays."""
+"""The routes of out-of-tree CI: webhooks from upstream, callbacks from jobs, results from relays elsewhere."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import math
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from ci_pipeline.oot import Refused, record
-from ci_pipeline.oot.payload import MAX_BODY_BYTES, Callback, Results, read_results
+from ci_pipeline.oot.dispatch import GitHubApp, dispatch_event, verify_signature
+from ci_pipeline.oot.payload import MAX_BODY_BYTES, Callback, Results, read_object, read_results
 from ci_pipeline.oot.relay import Relay, open_relay
 from ci_pipeline.oot.store import StoreUnavailable
 from ci_pipeline.settings import OotSettings
 
 log = logging.getLogger(__name__)
+
+MAX_WEBHOOK_BYTES = 25 * 1024 * 1024
+"""GitHub sends no larger ones."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -33,6 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Nothing was written: send it again later",
     }.items()
 }
+_WEBHOOK_ERRORS = _ERRORS | {502: {**_ERRORS[401], "description": "No repository could be told"}}
 _CALLBACK_ERRORS = _ERRORS | {
     403: {**_ERRORS[401], "description": "The repository is not on the allowlist, or this was not dispatched to it"},
     409: {**_ERRORS[401], "description": "It does not follow from what the job reported before"},
@@ -41,7 +47,7 @@ _CALLBACK_ERRORS = _ERRORS | {
 
 
 def relay_router() -> APIRouter:
-    """The routes; the application's `state.relay` and `state.relay_tokens` are what they work on."""
+    """The routes; `relay_lifespan` opens what they work on."""
     router = APIRouter(tags=["out-of-tree"])
 
     @router.post("/github/callback", responses=_CALLBACK_ERRORS, openapi_extra=_body(Callback))
@@ -61,7 +67,7 @@ def relay_router() -> APIRouter:
         """A relay accepted a callback. `X-OOT-Relay-Token` says that it is one of ours."""
         relay: Relay = request.app.state.relay
         token = request.headers.get("x-oot-relay-token", "").encode()
-        if not any(hmac.compare_digest(token, known.encode()) for known in request.app.state.relay_tokens):
+        if not any(hmac.compare_digest(token, known.encode()) for known in _settings(request).relay_tokens):
             return _refusal(Refused(401, "X-OOT-Relay-Token is not right"))
 
         async def take(body: bytes) -> dict[str, Any]:
@@ -72,12 +78,58 @@ def relay_router() -> APIRouter:
 
         return await _answer(request, take)
 
+    @router.post("/github/webhook", responses=_WEBHOOK_ERRORS)
+    async def github_webhook(request: Request) -> Response:
+        """An upstream pull request or push, for every repository on the allowlist. Signed with the App's secret."""
+        relay: Relay = request.app.state.relay
+        event = request.headers.get("x-github-event", "")
+
+        async def take(body: bytes) -> dict[str, Any]:
+            secret, app = _github_app(_settings(request))
+            verify_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
+            told = await dispatch_event(
+                event,
+                request.headers.get("x-github-delivery", ""),
+                read_object(body),
+                upstream=relay.upstream,
+                allowlist=relay.allowlist.current(),
+                store=relay.store,
+                app=app,
+                valid_days=_settings(request).oot_state_days,
+            )
+            failed = {repo: reason for repo, reason in told.items() if reason}
+            if told and len(failed) == len(told):
+                raise Refused(502, f"no repository could be told: {next(iter(failed.values()))}")
+            return {"ok": True, "dispatched": [repo for repo in told if repo not in failed], "failed": failed}
+
+        return await _answer(request, take, MAX_WEBHOOK_BYTES)
+
     return router
 
 
-async def _answer(request: Request, take: Callable[[bytes], Awaitable[dict[str, Any]]]) -> Response:
+def _settings(request: Request) -> OotSettings:
+    return request.app.state.oot_settings
+
+
+def _github_app(settings: OotSettings) -> tuple[str, GitHubApp]:
+    """The webhook's secret, and the App that dispatches."""
+    secret, key = settings.github_webhook_secret, settings.github_app_private_key
+    if not (secret and key and settings.github_app_id):
+        raise Refused(503, "GITHUB_WEBHOOK_SECRET, GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY must be set for webhooks")
+    return secret.get_secret_value(), _app(settings.github_api_url, settings.github_app_id, key.get_secret_value())
+
+
+@lru_cache(maxsize=1)
+def _app(api_url: str, app_id: str, private_key: str) -> GitHubApp:
+    """One, because it keeps its tokens."""
+    return GitHubApp(api_url, app_id, private_key.replace("\\n", "\n"))
+
+
+async def _answer(
+    request: Request, take: Callable[[bytes], Awaitable[dict[str, Any]]], limit: int = MAX_BODY_BYTES
+) -> Response:
     try:
-        return JSONResponse(await take(await _read_body(request)))
+        return JSONResponse(await take(await _read_body(request, limit)))
     except Refused as refused:
         log.info("%s refused with %d: %s", request.url.path, refused.status, refused.detail)
         return _refusal(refused)
@@ -93,22 +145,22 @@ def _refusal(refused: Refused) -> JSONResponse:
     return JSONResponse({"detail": refused.detail}, refused.status, headers)
 
 
-async def _read_body(request: Request) -> bytes:
-    """At most 2 MB, and not a byte more is kept.
+async def _read_body(request: Request, limit: int) -> bytes:
+    """At most `limit` bytes, and not many more are kept.
 
     Raises:
         Refused: it is larger (413).
     """
     length = request.headers.get("content-length", "")
     body = bytearray()
-    if not (length.isdecimal() and int(length) > MAX_BODY_BYTES):
+    if not (length.isdecimal() and int(length) > limit):
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
+            if len(body) > limit:
                 break
         else:
             return bytes(body)
-    raise Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    raise Refused(413, f"the body is larger than {limit} bytes")
 
 
 def _body(model: type[Callback] | type[Results]) -> dict[str, Any]:
@@ -129,7 +181,7 @@ def _body(model: type[Callback] | type[Results]) -> dict[str, Any]:
 async def relay_lifespan(app: FastAPI, settings: OotSettings, upstream: str) -> AsyncGenerator[None]:
     """Open the relay for an application that includes `relay_router`, and close it with it."""
     with open_relay(settings, upstream) as relay:
-        app.state.relay, app.state.relay_tokens = relay, settings.relay_tokens
+        app.state.relay, app.state.oot_settings = relay, settings
         yield
 
 

@@ -236,6 +236,21 @@ def read_results(body: bytes) -> Results:
     return results
 
 
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object of any kind.
+
+    Raises:
+        Refused: the body is none (400).
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Refused(400, "the body is not a JSON object")
+    return value
+
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

@@ -352,7 +352,7 @@ def test_the_hud_answers_405_413_and_400(client: TestClient):
 
 def test_the_routes_are_documented_and_their_schemas_complete(client: TestClient):
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/github/callback", "/api/oot/results"}
+    assert set(document["paths"]) == {"/github/callback", "/github/webhook", "/api/oot/results"}
     body = document["paths"]["/github/callback"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert "job_name" in body["properties"]["workflow"]["properties"]
     assert "$ref" not in json.dumps(body)

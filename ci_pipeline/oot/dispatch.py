@@ -1,0 +1,201 @@
+"""Telling out-of-tree repositories of an upstream event, and remembering that they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from asyncio import wrap_future
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import httpx2
+from gidgethub import BadRequest, ValidationFailure
+from gidgethub.apps import get_installation_access_token, get_jwt
+from gidgethub.httpx import GitHubAPI
+from gidgethub.sansio import validate_event
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from ci_pipeline.oot import Refused
+from ci_pipeline.oot.allowlist import Allowlist, Entry
+from ci_pipeline.oot.callback_token import mint
+from ci_pipeline.oot.lifecycle import Dispatch
+from ci_pipeline.oot.payload import cut
+from ci_pipeline.oot.store import Store
+
+log = logging.getLogger(__name__)
+
+PULL_REQUEST_ACTIONS = frozenset(("opened", "reopened", "synchronize"))
+"""What happens to a pull request that is worth a CI run."""
+
+CLIENT_PAYLOAD_BYTES = 60_000
+"""GitHub takes 64 KB; this leaves room for the token and what GitHub adds."""
+
+_AT_ONCE = 8
+_PATIENCE = 8.0  # seconds for one repository; GitHub itself waits 10 for our answer
+
+
+async def register(store: Store, dispatch: Dispatch, valid_days: float = 3.0) -> str:
+    """Remember a dispatch, so that callbacks of its jobs are taken; the answer is its `callback_token`."""
+    await wrap_future(store.register_dispatch(dispatch))
+    return mint(dispatch, await wrap_future(store.signing_key()), valid_days)
+
+
+def verify_signature(body: bytes, signature: str, secret: str) -> None:
+    """Hold a webhook to its `X-Hub-Signature-256`.
+
+    Raises:
+        Refused: it is not GitHub's (401).
+    """
+    try:
+        if not signature.isascii() or not signature.startswith("sha256="):
+            raise ValidationFailure("sha256=… is missing")
+        validate_event(body, signature=signature, secret=secret)
+    except ValidationFailure as error:
+        raise Refused(401, f"X-Hub-Signature-256: {error}") from None
+
+
+def dispatch_of(event: str, delivery_id: str, payload: Mapping[str, Any], upstream: str) -> Dispatch | None:
+    """What is dispatched because of a webhook, its repository still open; None when nothing is."""
+    if _part(payload, "repository").get("full_name") != upstream:
+        return None  # an App also hears of the repositories that it dispatches to
+    if event == "pull_request" and payload.get("action") in PULL_REQUEST_ACTIONS:
+        pull_request = _part(payload, "pull_request")
+        number, sha = pull_request.get("number"), _part(pull_request, "head").get("sha")
+    elif event == "push" and not payload.get("deleted"):
+        number, sha = 0, payload.get("after")
+    else:
+        return None
+    if not isinstance(number, int) or not isinstance(sha, str):
+        raise Refused(400, f"a {event} event without its number or SHA")
+    return Dispatch(delivery_id, "", time.time(), number, sha)
+
+
+def trimmed(payload: Mapping[str, Any], limit: int = CLIENT_PAYLOAD_BYTES) -> dict[str, Any]:
+    """A webhook's payload that fits: whole, without its long texts, or only what a CI run is about."""
+    without_texts = {name: value for name, value in payload.items() if name not in ("commits", "organization")}
+    if "pull_request" in payload:
+        pull_request = _part(payload, "pull_request")
+        without_texts["pull_request"] = {**pull_request, "body": cut(str(pull_request.get("body") or ""), 1024)}
+    for candidate in (dict(payload), without_texts):
+        if len(json.dumps(candidate).encode()) <= limit:
+            return candidate
+    return _essence(payload)
+
+
+def _essence(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Number, SHA, labels, repository; what comes from other people's keyboards is cut."""
+    essence = _only(payload, "action", "number", "ref", "before", "after")
+    essence["repository"] = _only(_part(payload, "repository"), "full_name", "html_url", "default_branch")
+    essence["sender"] = _only(_part(payload, "sender"), "login")
+    if "pull_request" in payload:
+        pull_request = _part(payload, "pull_request")
+        labels: Iterable[Any] = pull_request.get("labels") or ()
+        essence["pull_request"] = {
+            **_only(pull_request, "number", "title", "state", "draft", "html_url"),
+            "user": _only(_part(pull_request, "user"), "login"),
+            "labels": [_only(label, "name") for label in list(labels)[:100]],
+            **{
+                side: {
+                    **_only(_part(pull_request, side), "ref", "sha"),
+                    "repo": _only(_part(_part(pull_request, side), "repo"), "full_name"),
+                }
+                for side in ("head", "base")
+            },
+        }
+    return essence
+
+
+def _part(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = of.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _only(of: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: cut(of[name], 256) if isinstance(of[name], str) else of[name] for name in names if name in of}
+
+
+class GitHubApp:
+    """Sends `repository_dispatch` as a GitHub App that is installed where it sends to."""
+
+    def __init__(self, api_url: str, app_id: str, private_key: str) -> None:
+        self._api_url = api_url.rstrip("/")
+        self._app_id = app_id
+        self._private_key = private_key
+        self._tokens: dict[str, tuple[float, str]] = {}  # by repository, with the time until which they are good
+
+    @asynccontextmanager
+    async def _github(self) -> AsyncGenerator[GitHubAPI]:
+        async with httpx2.AsyncClient(timeout=5.0) as client:
+            yield GitHubAPI(client, "ci-pipeline", base_url=self._api_url)
+
+    async def dispatch(self, repo: str, event_type: str, client_payload: dict[str, Any]) -> None:
+        """Send one `repository_dispatch`.
+
+        Raises:
+            gidgethub.GitHubException, httpx2.HTTPError: after three attempts, or at once when GitHub says no.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda error: not isinstance(error, BadRequest)),
+            wait=wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
+            stop=stop_after_attempt(3),
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                async with self._github() as github:
+                    token = await self._token(github, repo)
+                    data = {"event_type": event_type, "client_payload": client_payload}
+                    await github.post(f"/repos/{repo}/dispatches", data=data, oauth_token=token)
+
+    async def _token(self, github: GitHubAPI, repo: str) -> str:
+        good_until, token = self._tokens.get(repo, (0.0, ""))
+        if time.time() < good_until:
+            return token
+        app = get_jwt(app_id=self._app_id, private_key=self._private_key)
+        installation = await github.getitem(f"/repos/{repo}/installation", jwt=app)
+        answer = await get_installation_access_token(
+            github, installation_id=str(installation["id"]), app_id=self._app_id, private_key=self._private_key
+        )
+        self._tokens[repo] = (datetime.fromisoformat(answer["expires_at"]).timestamp() - 60, answer["token"])
+        return answer["token"]
+
+
+async def dispatch_event(
+    event: str,
+    delivery_id: str,
+    payload: Mapping[str, Any],
+    *,
+    upstream: str,
+    allowlist: Allowlist,
+    store: Store,
+    app: GitHubApp,
+    valid_days: float = 3.0,
+) -> dict[str, str]:
+    """Tell every repository on the allowlist of an upstream event.
+
+    The answer has a line per repository: "" where it was told, else why not. It is empty where nothing is to be told.
+    """
+    dispatch = dispatch_of(event, delivery_id, payload, upstream)
+    if dispatch is None:
+        return {}
+    envelope = {"event_type": event, "delivery_id": delivery_id, "payload": trimmed(payload)}
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def tell(entry: Entry) -> str:
+        told = Dispatch(delivery_id, entry.repo, time.time(), dispatch.pr_number, dispatch.head_sha)
+        try:
+            async with at_once, asyncio.timeout(_PATIENCE):
+                # Remembered first: a fast job may report before GitHub has answered us.
+                token = await register(store, told, valid_days)
+                await app.dispatch(entry.repo, event, {**envelope, "callback_token": token})
+        except Exception as error:  # whatever it is, the other repositories are told
+            log.exception("%s was not told of %s %s", entry.repo, event, delivery_id)
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    entries = list(allowlist)
+    return dict(zip((entry.repo for entry in entries), await asyncio.gather(*map(tell, entries)), strict=True))

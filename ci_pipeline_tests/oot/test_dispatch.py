@@ -1,0 +1,196 @@
+"""Webhooks of the upstream repository become dispatches, and dispatches let callbacks in."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from ci_pipeline.hud.relay import create_relay
+from ci_pipeline.oot.dispatch import CLIENT_PAYLOAD_BYTES, trimmed
+from ci_pipeline.settings import OotSettings
+from ci_pipeline_tests.oot.conftest import callback
+from ci_pipeline_tests.oot.test_relay import relay_of, send
+from ci_pipeline_tests.servers.github_app import GitHubAppServer
+from ci_pipeline_tests.servers.oidc import OidcServer
+
+SECRET = "webhook-secret"
+EVERYBODY = {"org/watcher", "org/backend", "org/other", "org/device", "org/core"}
+
+
+def pull_request(**changes: Any) -> dict[str, Any]:
+    return {
+        "action": "synchronize",
+        "number": 7,
+        "pull_request": {
+            "number": 7,
+            "title": "A title",
+            "body": "A body",
+            "head": {"sha": "a" * 40, "ref": "topic", "repo": {"full_name": "fork/upstream"}},
+            "base": {"sha": "b" * 40, "ref": "main", "repo": {"full_name": "org/upstream"}},
+            "labels": [{"name": "ciflow/oot", "color": "red"}],
+            "user": {"login": "ann"},
+        },
+        "repository": {"full_name": "org/upstream", "html_url": "https://github.com/org/upstream"},
+        "sender": {"login": "ann"},
+        **changes,
+    }
+
+
+@pytest.fixture
+def github() -> Iterator[GitHubAppServer]:
+    with GitHubAppServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(settings: OotSettings, github: GitHubAppServer) -> Iterator[TestClient]:
+    app = {
+        "github_api_url": github.url,
+        "github_app_id": github.app_id,
+        "github_app_private_key": SecretStr(github.private_key.replace("\n", "\\n")),  # as environments carry it
+        "github_webhook_secret": SecretStr(SECRET),
+    }
+    changed = settings.model_copy(update={**app, "callback_token": "required"})
+    with TestClient(create_relay(changed, "org/upstream")) as client:
+        yield client
+
+
+def webhook(
+    client: TestClient, payload: Any, event: str = "pull_request", signature: str | None = None
+) -> httpx2.Response:
+    body = json.dumps(payload).encode()
+    signed = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    headers = {
+        "X-GitHub-Event": event,
+        "X-GitHub-Delivery": "delivery-1",
+        "X-Hub-Signature-256": signed if signature is None else signature,
+    }
+    return client.post("/github/webhook", content=body, headers=headers)
+
+
+def test_every_listed_repository_is_told_and_its_callbacks_are_taken(
+    client: TestClient, github: GitHubAppServer, issuer: OidcServer
+):
+    answer = webhook(client, pull_request())
+    assert answer.status_code == 200
+    assert set(answer.json()["dispatched"]) == EVERYBODY
+    assert answer.json()["failed"] == {}
+    sent = github.dispatched["org/backend"]
+    assert sent["event_type"] == "pull_request"
+    envelope = sent["client_payload"]
+    assert (envelope["event_type"], envelope["delivery_id"]) == ("pull_request", "delivery-1")
+    assert envelope["payload"] == pull_request()
+
+    begun = callback("in_progress", **envelope)
+    assert send(client, issuer, begun).json() == {"ok": True, "status": "in_progress"}
+    [change] = relay_of(client).store.records()
+    assert (change.record["pr_number"], change.record["pytorch_head_sha"]) == (7, "a" * 40)
+    # The token of one backend is of no use to another.
+    assert send(client, issuer, begun, repo="org/other").status_code == 403
+
+
+def test_a_push_is_dispatched_without_a_pull_request(client: TestClient, github: GitHubAppServer, issuer: OidcServer):
+    push = {"ref": "refs/heads/main", "after": "c" * 40, "repository": {"full_name": "org/upstream"}}
+    assert set(webhook(client, push, "push").json()["dispatched"]) == EVERYBODY
+    envelope = github.dispatched["org/backend"]["client_payload"]
+    assert send(client, issuer, callback("in_progress", **envelope)).status_code == 200
+    stolen = {**envelope, "payload": pull_request()}
+    changes = {"workflow__check_run_id": "666"}
+    assert send(client, issuer, callback("in_progress", **stolen, **changes)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("event", "payload"),
+    [
+        ("ping", {"zen": "x", "repository": {"full_name": "org/upstream"}}),
+        ("pull_request", pull_request(action="labeled")),
+        ("pull_request", pull_request(repository={"full_name": "org/backend"})),
+        ("push", {"deleted": True, "after": "0" * 40, "repository": {"full_name": "org/upstream"}}),
+        ("push", {"after": "c" * 40, "repository": {"full_name": "org/backend"}}),
+        ("issues", {}),
+    ],
+)
+def test_other_events_and_other_repositories_start_nothing(
+    client: TestClient, github: GitHubAppServer, event: str, payload: dict[str, Any]
+):
+    answer = webhook(client, payload, event)
+    assert (answer.status_code, answer.json()["dispatched"]) == (200, [])
+    assert github.requests == []
+
+
+@pytest.mark.parametrize("signature", ["", "sha256=", "sha256=" + "0" * 64, "sha1=" + "0" * 40, "sha256=é"])
+def test_a_webhook_with_a_wrong_signature_is_refused(client: TestClient, github: GitHubAppServer, signature: str):
+    body = json.dumps(pull_request()).encode()
+    headers = {"X-GitHub-Event": "pull_request", "X-Hub-Signature-256": signature.encode()}
+    assert client.post("/github/webhook", content=body, headers=headers).status_code == 401  # pyright: ignore
+    assert github.requests == []
+
+
+def test_one_repository_that_cannot_be_told_holds_up_no_other(client: TestClient, github: GitHubAppServer):
+    github.missing = {"org/other"}
+    answer = webhook(client, pull_request())
+    assert answer.status_code == 200
+    assert set(answer.json()["dispatched"]) == EVERYBODY - {"org/other"}
+    assert "Not Found" in answer.json()["failed"]["org/other"]
+
+
+def test_when_nobody_can_be_told_the_delivery_fails(client: TestClient, github: GitHubAppServer):
+    github.missing = EVERYBODY
+    assert webhook(client, pull_request()).status_code == 502
+
+
+def test_a_hiccup_of_github_is_tried_again(client: TestClient, github: GitHubAppServer):
+    github.fail(path="/dispatches", status=502, times=2)
+    assert set(webhook(client, pull_request()).json()["dispatched"]) == EVERYBODY
+
+
+def test_tokens_of_installations_are_kept(client: TestClient, github: GitHubAppServer):
+    webhook(client, pull_request())
+    before = len(github.requests)
+    webhook(client, pull_request())
+    assert len(github.requests) - before == len(EVERYBODY)
+
+
+def test_an_event_without_its_sha_is_refused(client: TestClient):
+    assert webhook(client, pull_request(pull_request={"number": 7})).status_code == 400
+    assert webhook(client, ["x"]).status_code == 400
+
+
+def test_without_an_app_webhooks_say_what_is_missing(settings: OotSettings):
+    with TestClient(create_relay(settings, "org/upstream")) as client:
+        answer = webhook(client, pull_request())
+        assert answer.status_code == 503
+        assert "GITHUB_WEBHOOK_SECRET" in answer.json()["detail"]
+
+
+def test_a_large_payload_is_sent_without_its_long_texts(client: TestClient, github: GitHubAppServer):
+    large = pull_request()
+    large["pull_request"]["body"] = "x" * 100_000
+    assert set(webhook(client, large).json()["dispatched"]) == EVERYBODY
+    sent = github.dispatched["org/core"]["client_payload"]["payload"]
+    assert sent["pull_request"]["labels"] == large["pull_request"]["labels"]
+    assert sent["pull_request"]["body"].endswith("[cut, 100000 bytes]")
+
+
+@given(filler=st.integers(0, 200_000), labels=st.integers(0, 300), body=st.text(max_size=100))
+def test_what_is_sent_fits_and_keeps_what_a_ci_run_is_about(filler: int, labels: int, body: str):
+    payload = pull_request(filler="x" * filler)
+    payload["pull_request"] |= {"body": body, "labels": [{"name": f"label-{n}" * 5} for n in range(labels)]}
+    kept = trimmed(payload)
+    assert len(json.dumps(kept).encode()) <= CLIENT_PAYLOAD_BYTES
+    assert kept["pull_request"]["number"] == 7
+    assert kept["pull_request"]["head"]["sha"] == "a" * 40
+    assert kept["repository"]["full_name"] == "org/upstream"
+    names = [label["name"] for label in kept["pull_request"]["labels"]]
+    assert names == [f"label-{n}" * 5 for n in range(labels)][: len(names)]
+    assert len(names) >= min(labels, 100)
