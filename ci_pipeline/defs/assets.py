@@ -1,8 +1,8 @@
-"""The graph for one CI run: from what it left behind to the report, the dataset and the tables."""
+"""The graph for CI runs: from what one left behind to the report, the dataset and the tables."""
 
 # pyright: reportUnknownParameterType=false
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -74,12 +74,15 @@ slack_channel = dg.AssetSpec(
     ],
 )
 def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
-    runs, failed = each_run(context, lambda key: pipeline.fetch(pipeline.run_at_source(key, services), services))
-    yield dg.MaterializeResult(
-        value={key: pipeline.ci_run_table(run) for key, run in runs.items()},
-        metadata=show.fetched(runs.values()) | show.set_aside(failed),
-    )
-    missing = [f"{key}: {name}" for key, run in runs.items() for name in consistency.missing_artifacts(run)]
+    missing: list[str] = []
+
+    def fetch(key: str) -> Any:
+        run = pipeline.fetch(pipeline.run_at_source(key, services), services)
+        missing.extend(f"{key}: {name}" for name in consistency.missing_artifacts(run))
+        context.add_asset_metadata(show.fetched(run), partition_key=key)
+        return pipeline.ci_run_table(run)
+
+    yield dg.MaterializeResult(value=each_run(context, fetch))
     yield finding("announced_artifacts_are_there", missing, WARN)
 
 
@@ -93,15 +96,15 @@ def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[
     deps=[raw_artifacts],
     group_name="reports",
     outs={
-        "test_reports": dg.AssetOut(
-            kinds={"pytest", "parquet"},
-            owners=OWNERS,
-            description="pytest's own totals: one row for each artifact, with what is missing from it.",
-        ),
         "test_outcomes": dg.AssetOut(
             kinds={"pytest", "parquet"},
             owners=OWNERS,
             description="One row for each test on each device: how it ended and, where it failed, why.",
+        ),
+        "test_reports": dg.AssetOut(
+            kinds={"pytest", "parquet"},
+            owners=OWNERS,
+            description="pytest's own totals: one row for each artifact, with what is missing from it.",
         ),
     },
     check_specs=[
@@ -121,26 +124,26 @@ def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[
 )
 def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
     reports: dict[str, Any] = {}
-    failed: dict[str, str] = {}
     miscounted: list[consistency.Contradiction] = []
     untraced: list[str] = []
+    ahead = pipeline.read_many(context.partition_keys, services)
 
-    def outcomes() -> Iterator[tuple[str, Any]]:
-        # One CI run after the other: the outcomes of a long range would fill memory.
-        for key, tables in pipeline.read_many(context.partition_keys, services):
-            if isinstance(tables, Exception):
-                failed[key] = set_aside(context, key, tables)
-                continue
-            reports[key], test_outcomes = tables
-            miscounted.extend(consistency.miscounted(*tables))
-            untraced.extend(consistency.without_trace(test_outcomes))
-            yield key, test_outcomes
+    def read(key: str) -> Any:
+        _, tables = next(ahead)
+        if isinstance(tables, Exception):
+            raise tables
+        reports[key], outcomes = tables
+        miscounted.extend(consistency.miscounted(reports[key], outcomes))
+        untraced.extend(consistency.without_trace(outcomes))
+        totals = show.sums(reports[key], ["test_job", "device"], ["passed", "failed", "errors", "skipped"])
+        context.add_asset_metadata(totals, asset_key="test_reports", partition_key=key)
+        context.add_asset_metadata(show.counts(outcomes, "outcome"), asset_key="test_outcomes", partition_key=key)
+        return outcomes
 
-    yield dg.Output(outcomes(), "test_outcomes")
-    totals = show.sums(reports.values(), ["test_job", "device"], ["passed", "failed", "errors", "skipped"])
-    yield dg.Output(reports, "test_reports", metadata=totals | show.set_aside(failed))
+    yield dg.Output(each_run(context, read, "test_outcomes"), "test_outcomes")
+    yield dg.Output(reports, "test_reports")
     unsaid = [found.text for found in miscounted if not found.said]
-    severity = ERROR if unsaid and len(context.partition_keys) == 1 else WARN
+    severity = ERROR if unsaid and not is_range(context) else WARN
     yield finding("failing_tests_are_all_there", unsaid or [found.text for found in miscounted], severity)
     yield finding("failing_tests_have_a_trace", untraced, WARN)
 
@@ -176,18 +179,21 @@ def count_results(
     test_reports: RunTables,
     test_outcomes: RunTables,
 ) -> Iterator[Any]:
-    def results(key: str) -> tuple[Any, Any]:
+    by_category: dict[str, Any] = {}
+
+    def count(key: str) -> Any:
         run = services.fetched(key)
         reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
-        return pipeline.job_results(run, reports), pipeline.category_results(run, reports, services.profile)
+        by_job = pipeline.job_results(run, reports)
+        by_category[key] = pipeline.category_results(run, reports, services.profile)
+        totals = show.sums(by_job, ["test_job", "device"], ["failed", "errors", "success", "skipped"])
+        context.add_asset_metadata(totals, asset_key="job_results", partition_key=key)
+        totals = show.sums(by_category[key], ["test_job", "category"], ["failed", "errors"])
+        context.add_asset_metadata(totals, asset_key="category_results", partition_key=key)
+        return by_job
 
-    counted, failed = each_run(context, results)
-    by_job = {key: jobs for key, (jobs, _) in counted.items()}
-    by_category = {key: categories for key, (_, categories) in counted.items()}
-    totals = show.sums(by_job.values(), ["test_job", "device"], ["failed", "errors", "success", "skipped"])
-    yield dg.Output(by_job, "job_results", metadata=totals | show.set_aside(failed))
-    totals = show.sums(by_category.values(), ["test_job", "category"], ["failed", "errors"])
-    yield dg.Output(by_category, "category_results", metadata=totals)
+    yield dg.Output(each_run(context, count, "job_results"), "job_results")
+    yield dg.Output(by_category, "category_results")
 
 
 @dg.asset(
@@ -219,19 +225,17 @@ def run_diff(
     known: list[CiRun] = []
     if is_range(context):
         # Its runs are compared with one another, and the warehouse has none of them yet.
-        runs, _ = each_run(context, lambda key: pipeline.ci_run_of(raw_artifacts[key]))
-        known = earlier_runs.known_together(list(runs.values()), services)
+        runs = [pipeline.ci_run_of(raw_artifacts[key]) for key in raw_artifacts.there()]
+        known = earlier_runs.known_together(runs, services)
 
     def diff(key: str) -> Any:
         outcomes = test_outcomes[key]
         table = pipeline.run_diff(services.fetched(key), test_reports[key], outcomes, services, known)
         unfounded.extend(consistency.unfounded(table, outcomes))
-        services.tables.write("run_diff", key, table)
+        context.add_asset_metadata(show.diff(table), partition_key=key)
         return table
 
-    tables, failed = each_run(context, diff)
-    shown = show.comparisons(tables.values()) | show.counts(tables.values(), "change")
-    yield dg.MaterializeResult(value=tables, metadata=shown | show.set_aside(failed))
+    yield dg.MaterializeResult(value=each_run(context, diff))
     yield finding("diff_is_in_the_outcomes", unfounded, WARN if is_range(context) else ERROR)
 
 
@@ -254,14 +258,15 @@ def hub_dataset_files(
     test_reports: RunTables,
     test_outcomes: RunTables,
     run_diff: RunTables,
-) -> Iterator[Any]:
+) -> dg.MaterializeResult[Any]:
     def upload(key: str) -> Any:
         run, outcomes = services.fetched(key), test_outcomes[key]
         reports = pipeline.job_reports(run, test_reports[key], outcomes, services.profile, every_outcome=True)
-        return pipeline.hub_files(pipeline.compared(reports, run_diff[key], services), outcomes, services)
+        files = pipeline.hub_files(pipeline.compared(reports, run_diff[key], services), outcomes, services)
+        context.add_asset_metadata(show.files(files), partition_key=key)
+        return files
 
-    tables, failed = each_run(context, upload)
-    yield dg.MaterializeResult(value=tables, metadata=show.files(tables.values()) | show.set_aside(failed))
+    return dg.MaterializeResult(value=each_run(context, upload))
 
 
 @dg.asset(
@@ -281,20 +286,20 @@ def slack_report(
     test_outcomes: RunTables,
     run_diff: RunTables,
     hub_dataset_files: RunTables,
-) -> Iterator[Any]:
+) -> dg.MaterializeResult[Any]:
     if is_backfill(context) and not services.settings.backfill_posts:
-        yield dg.MaterializeResult(metadata={"messages": 0, "why": "a backfill posts nothing to Slack"})
-        return
+        return dg.MaterializeResult(metadata={"messages": 0, "why": "a backfill posts nothing to Slack"})
 
-    def report(key: str) -> Any:
+    def report(key: str) -> None:
         run = services.fetched(key)
         reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
         reports = pipeline.compared(reports, run_diff[key], services)
         threads = pipeline.threads(run, reports, hub_dataset_files[key], services)
-        return threads, pipeline.post_threads(threads, run.run, services)
+        posted = pipeline.post_threads(threads, run.run, services)
+        context.add_asset_metadata(show.slack(threads, posted), partition_key=key)
 
-    posted, failed = each_run(context, report)
-    yield dg.MaterializeResult(metadata=show.slack(posted) | show.set_aside(failed))
+    dict(each_run(context, report))
+    return dg.MaterializeResult()
 
 
 @dg.asset(
@@ -310,33 +315,33 @@ def warehouse_tables(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> dg.MaterializeResult[Any]:
     keys = [key for key in context.partition_keys if services.is_processed(key)]
-    kept = pipeline.keep(keys, services)
-    return dg.MaterializeResult(metadata={"CI runs": len(keys), "rows": kept})
+    return dg.MaterializeResult(metadata={"CI runs": len(keys), "rows": pipeline.keep(keys, services)})
 
 
 # --- for all of them ------------------------------------------------------------------------------------------------
 
 
-def each_run(context: dg.AssetExecutionContext, step: Callable[[str], T]) -> tuple[dict[str, T], dict[str, str]]:
-    """What `step` makes of each CI run, and why it could not.
+def each_run(
+    context: dg.AssetExecutionContext, step: Callable[[str], T], asset: str | None = None
+) -> Mapping[str, T] | Iterator[tuple[str, T]]:
+    """What `step` makes of each CI run; of a range one after the other, when the value is taken.
 
-    In a range, a CI run that cannot be processed is set aside and the others go on; alone, it fails.
+    In a range, a CI run that cannot be processed is set aside, and the others go on; alone, it fails.
     """
-    done: dict[str, T] = {}
-    failed: dict[str, str] = {}
-    for key in context.partition_keys:
-        try:
-            done[key] = step(key)
-        except Exception as error:
-            failed[key] = set_aside(context, key, error)
-    return done, failed
-
-
-def set_aside(context: dg.AssetExecutionContext, key: str, error: Exception) -> str:
     if not is_range(context):
-        raise error
-    context.log.error(f"CI run {key} is set aside: {error}", exc_info=error)
-    return str(error)
+        return {key: step(key) for key in context.partition_keys}
+
+    def one_by_one() -> Iterator[tuple[str, T]]:
+        for key in context.partition_keys:
+            try:
+                made = step(key)
+            except Exception as error:
+                context.log.error(f"CI run {key} is set aside: {error}", exc_info=error)
+                context.add_asset_metadata({"set aside": str(error)}, asset_key=asset, partition_key=key)
+            else:
+                yield key, made
+
+    return one_by_one()
 
 
 def finding(check: str, found: Iterable[str], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:

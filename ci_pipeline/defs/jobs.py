@@ -4,13 +4,13 @@ import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from ci_pipeline import pipeline
+from ci_pipeline.defs.oot import GROUP as OUT_OF_TREE
 from ci_pipeline.defs.partitions import ci_run
 from ci_pipeline.pipeline import Services
 
 process_ci_run = dg.define_asset_job(
     "process_ci_run",
-    selection=dg.AssetSelection.all(),
-    partitions_def=ci_run,
+    selection=dg.AssetSelection.all() - dg.AssetSelection.groups(OUT_OF_TREE),
     description="Everything for one CI run, from its artifacts to its report; for a range, for one after the other.",
 )
 

@@ -1,4 +1,4 @@
-"""What an asset shows of itself in Dagster's UI: counts, tables, links, and the Slack message as it reads."""
+"""What an asset shows of a CI run in Dagster's UI: counts, tables, links, and the Slack message as it reads."""
 
 # pyright: reportUnknownParameterType=false
 
@@ -20,93 +20,59 @@ if TYPE_CHECKING:
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
-ROWS = 50
-"""Rows of a table that are shown."""
+ROWS = 30
+"""Rows of a table, and lines of a list, that are shown."""
 
 
-def fetched(runs: Iterable[FetchedRun]) -> Metadata:
-    runs = list(runs)
+def fetched(fetched: FetchedRun) -> Metadata:
+    run = fetched.run
+    about = (run.workflow_name, run.event, run.head_branch, run.head_sha[:9], run.title, run.conclusion)
     shown: Metadata = {
-        "jobs": dg.MetadataValue.int(sum(len(run.jobs) for run in runs)),
-        "artifacts": dg.MetadataValue.int(sum(len(run.artifact_names) for run in runs)),
+        "CI run": link(run.html_url) or dg.MetadataValue.text(run.key),
+        "what": dg.MetadataValue.text(" · ".join(part for part in about if part)),
+        "jobs": dg.MetadataValue.int(len(fetched.jobs)),
+        "artifacts": dg.MetadataValue.int(len(fetched.artifact_names)),
     }
-    if problems := [f"{problem.subject}: {problem.reason}" for run in runs for problem in run.problems]:
-        shown["not fetched"] = lines(problems)
-    if len(runs) == 1:
-        run = runs[0].run
-        shown["CI run"] = link(run.html_url) or dg.MetadataValue.text(run.key)
-        shown["what"] = dg.MetadataValue.text(
-            " · ".join(filter(None, (run.workflow_name, run.event, run.head_branch, run.head_sha[:9], run.title)))
-        )
+    if fetched.problems:
+        shown["not fetched"] = lines(f"{problem.subject}: {problem.reason}" for problem in fetched.problems)
     return shown
 
 
-def sums(tables: Iterable[pa.Table], by: Sequence[str], columns: Sequence[str]) -> Metadata:
+def sums(rows: pa.Table, by: Sequence[str], columns: Sequence[str]) -> Metadata:
     """The columns' totals, and a table of them."""
-    import pyarrow as pa
-
-    rows = [table.select([*by, *columns]) for table in tables]
-    if not rows:
-        return {}
-    grouped = (
-        pa.concat_tables(rows).group_by(list(by), use_threads=False).aggregate([(name, "sum") for name in columns])
-    )
+    grouped = rows.group_by(list(by)).aggregate([(name, "sum") for name in columns])
     grouped = grouped.rename_columns([name.removesuffix("_sum") for name in grouped.column_names])
     totals: Metadata = {name: dg.MetadataValue.int(sum(grouped[name].to_pylist())) for name in columns}
-    return totals | {"by " + ", ".join(by).replace("_", " "): table(grouped.to_pylist())}
+    return totals | {f"by {' and '.join(by).replace('_', ' ')}": table(grouped.to_pylist())}
 
 
-def counts(tables: Iterable[pa.Table], column: str) -> Metadata:
+def counts(rows: pa.Table, column: str) -> Metadata:
     """How many rows have each value of a column."""
-    import pyarrow as pa
-
-    columns = [chunk for table in tables for chunk in table[column].chunks]
-    if not columns:
-        return {}
-    values = pa.chunked_array(columns).value_counts().to_pylist()
-    return {row["values"]: dg.MetadataValue.int(row["counts"]) for row in values}
+    return {c["values"]: dg.MetadataValue.int(c["counts"]) for c in rows[column].value_counts().to_pylist()}
 
 
-def comparisons(diffs: Iterable[pa.Table]) -> Metadata:
-    runs = {c.run.key: c for diff in diffs for c in pipeline.compared_with(diff)}
-    if not runs:
-        return {"compared with": dg.MetadataValue.text("nothing: no earlier run is known")}
-    described = [f"{c.label}: [{c.run.key}]({c.run.html_url}) of {c.run.created_at}" for c in runs.values()]
-    return {"compared with": lines(described)}
+def diff(rows: pa.Table) -> Metadata:
+    """The changes, and the runs that they are against."""
+    runs = [f"{c.label}: [{c.run.key}]({c.run.html_url})" for c in pipeline.compared_with(rows)]
+    return {"compared with": lines(runs or ["nothing: no earlier run is known"]), **counts(rows, "change")}
 
 
-def files(tables: Iterable[pa.Table]) -> Metadata:
-    tables = list(tables)
-    rows = [row for table in tables for row in table.select(["folder", "name", "bytes"]).to_pylist()]
+def files(files: pa.Table) -> Metadata:
+    rows = files.select(["folder", "name", "bytes"]).to_pylist()
     shown: Metadata = {"files": dg.MetadataValue.int(len(rows)), "which": table(rows)}
-    return shown | _places("where", [place for table in tables for place in pipeline.placed(table)])
+    return shown | {f"is at {place.where}": _place(place) for place in pipeline.placed(files)}
 
 
-def slack(posted: Mapping[str, tuple[Mapping[str, SlackThread], Mapping[str, Delivered]]]) -> Metadata:
+def slack(threads: Mapping[str, SlackThread], delivered: Mapping[str, Delivered]) -> Metadata:
     """The main messages as they read, and where they are."""
     from ci_pipeline.publish.mrkdwn import to_markdown
 
-    shown: Metadata = {}
-    messages = 0
-    for key, (threads, delivered) in posted.items():
-        for test_job, thread in threads.items():
-            messages += 1 + len(thread.replies)
-            name = test_job if len(posted) == 1 else f"{key} {test_job}"
-            if len(shown) < ROWS:
-                shown[name or "report"] = dg.MetadataValue.md(to_markdown(thread.main.blocks) or thread.main.text)
-                shown |= _places(f"{name} is at", [delivered[test_job]])
-    return {"messages": dg.MetadataValue.int(messages), **shown}
-
-
-def _places(name: str, places: Sequence[Delivered]) -> Metadata:
-    if len(places) == 1 and (url := link(places[0].url)):
-        return {name: url}
-    return {name: lines(" ".join(filter(None, (p.where, p.url, p.detail))) for p in places)}
-
-
-def set_aside(failed: Mapping[str, str]) -> Metadata:
-    """The CI runs of a range that could not be processed."""
-    return {"set aside": lines(f"{key}: {why}" for key, why in failed.items())} if failed else {}
+    shown: Metadata = {"messages": dg.MetadataValue.int(sum(1 + len(thread.replies) for thread in threads.values()))}
+    for test_job, thread in threads.items():
+        name = test_job or "report"
+        shown[name] = dg.MetadataValue.md(to_markdown(thread.main.blocks) or thread.main.text)
+        shown[f"{name} is at"] = _place(delivered[test_job])
+    return shown
 
 
 def lines(texts: Iterable[str]) -> dg.MarkdownMetadataValue:
@@ -116,12 +82,13 @@ def lines(texts: Iterable[str]) -> dg.MarkdownMetadataValue:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    names = list(rows[0]) if rows else []
-    schema = dg.TableSchema(
-        [dg.TableColumn(name, "int" if isinstance(rows[0][name], int) else "string") for name in names]
-    )
-    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:ROWS]], schema)
+    columns = [dg.TableColumn(name, type(value).__name__) for name, value in rows[0].items()] if rows else []
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:ROWS]], dg.TableSchema(columns))
 
 
 def link(url: str) -> dg.UrlMetadataValue | None:
     return dg.MetadataValue.url(url) if url.startswith(("https://", "http://")) else None
+
+
+def _place(place: Delivered) -> dg.MetadataValue[Any]:
+    return link(place.url) or dg.MetadataValue.text(" ".join(filter(None, (place.where, place.url, place.detail))))
