@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from ci_pipeline.defs import assets, jobs, sensors
+from ci_pipeline.defs import assets, jobs, oot, sensors
 from ci_pipeline.defs.io_manager import ParquetIOManager
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile, load_profile
@@ -26,6 +26,8 @@ def build_definitions(settings: Settings, profile: Profile) -> dg.Definitions:
               hub_dataset_files → slack_report, warehouse_tables
                      ↓                  ↓
                 hub_dataset        slack_channel
+
+    oot_callback → oot_workflow_jobs → oot_reconciliation → oot_backend_health
     """
     services = Services(settings, profile, s3=_s3_client)
     return dg.Definitions(
@@ -40,11 +42,26 @@ def build_definitions(settings: Settings, profile: Profile) -> dg.Definitions:
             assets.warehouse_tables,
             assets.hub_dataset,
             assets.slack_channel,
+            oot.oot_callback,
+            oot.oot_workflow_jobs,
+            oot.oot_reconciliation,
+            oot.oot_backend_health,
         ],
-        jobs=[jobs.process_ci_run, jobs.deliver, jobs.prune],
-        sensors=[sensors.ci_runs, sensors.ci_run_history, sensors.failed_runs, sensors.pending_deliveries],
-        schedules=[sensors.prune_daily],
-        resources={"services": services, "io_manager": ParquetIOManager(services)},
+        jobs=[jobs.process_ci_run, jobs.deliver, jobs.prune, oot.oot_daily],
+        sensors=[
+            sensors.ci_runs,
+            sensors.ci_run_history,
+            sensors.failed_runs,
+            sensors.pending_deliveries,
+            oot.oot_callbacks,
+            oot.oot_silent_jobs,
+        ],
+        schedules=[sensors.prune_daily, oot.oot_every_day],
+        resources={
+            "services": services,
+            "out_of_tree": oot.OutOfTree(services),
+            "io_manager": ParquetIOManager(services),
+        },
         # A step of this graph takes less time than a process takes to start.
         executor=dg.in_process_executor,
     )

@@ -147,6 +147,8 @@ class OotSettings(Settings):
     oot_store: str = Field("", validation_alias=_env("CI_PIPELINE_OOT_STORE"))
     # How long a job may take from its dispatch to its last callback.
     oot_state_days: float = Field(3.0, gt=0, validation_alias=_env("CI_PIPELINE_OOT_STATE_DAYS"))
+    # A job in progress that says nothing for this long has timed out.
+    oot_silent_hours: float = Field(6.0, gt=0, validation_alias=_env("CI_PIPELINE_OOT_SILENT_HOURS"))
     # Set where the HUD is another service: the relay sends it what it accepted.
     hud_url: str = Field("", validation_alias=_env("CI_PIPELINE_HUD_URL"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -18,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from ci_pipeline.oot.lifecycle import Dispatch, JobState, Step, Transition, decide
+from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.payload import cut
 from ci_pipeline.oot.record import FIELDS, Record, failed_tests_json
 from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
@@ -140,6 +141,24 @@ class DynamoDBStore:
 
         return self._submit(work)
 
+    def close_job(self, seen: Change, record: Record) -> Future[bool]:
+        update = self._update(record)
+        # Records of an older writer have no version.
+        same = "#version = :seen" if seen.version else "attribute_not_exists(#version)"
+        update["ConditionExpression"] = f"#status = :in_progress AND {same}"
+        update["ExpressionAttributeValues"][":in_progress"] = _attribute("in_progress")
+        if seen.version:
+            update["ExpressionAttributeValues"][":seen"] = _attribute(seen.version)
+
+        def work() -> bool:
+            try:
+                self._client.update_item(**update)
+            except self._client.exceptions.ConditionalCheckFailedException:
+                return False
+            return True
+
+        return self._submit(work)
+
     def _update(self, record: Record, fill: bool = False) -> dict[str, Any]:
         """An `in_progress` is held back by a `completed` that was earlier; with `fill` it adds what is missing."""
         fields = {name: value for name, value in _fitting(record).items() if name != "dynamoKey"}
@@ -246,9 +265,21 @@ class DynamoDBStore:
             item = self._client.get_item(TableName=self.table, Key=key, ConsistentRead=True).get("Item")
         return _change(item).record if item else None
 
-    def records(self) -> Iterator[Change]:
+    def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
+        scan: dict[str, Any] = {"TableName": self.table, "ConsistentRead": True}
+        bounds = {"#changed_at >= :since": since or None, "#changed_at < :until": until if until < math.inf else None}
+        conditions = {
+            text: value for text, value in {**bounds, "#status = :status": status}.items() if value is not None
+        }
+        if conditions:
+            parts = [text.split() for text in conditions]
+            scan["FilterExpression"] = " AND ".join(conditions)
+            scan["ExpressionAttributeNames"] = {name: name[1:] for name, _, _ in parts}
+            scan["ExpressionAttributeValues"] = {
+                value: _attribute(bound) for (_, _, value), bound in zip(parts, conditions.values(), strict=True)
+            }
         with _unavailable():
-            for page in self._client.get_paginator("scan").paginate(TableName=self.table, ConsistentRead=True):
+            for page in self._client.get_paginator("scan").paginate(**scan):
                 yield from map(_change, page["Items"])
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:

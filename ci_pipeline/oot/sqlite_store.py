@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import queue
 import secrets
 import sqlite3
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ci_pipeline.oot import Refused
-from ci_pipeline.oot.lifecycle import Dispatch, JobState, Step, Transition, decide
+from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.record import FIELDS, Record
 from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, too_many
 
@@ -34,6 +35,7 @@ _COLUMNS = ", ".join(
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS oot_workflow_job (sequence INTEGER, version INTEGER, changed_at REAL, {_COLUMNS});
 CREATE UNIQUE INDEX IF NOT EXISTS oot_workflow_job_sequence ON oot_workflow_job (sequence);
+CREATE INDEX IF NOT EXISTS oot_workflow_job_in_progress ON oot_workflow_job (changed_at) WHERE status = 'in_progress';
 CREATE TABLE IF NOT EXISTS lifecycle (key TEXT PRIMARY KEY, item TEXT, expires_at REAL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lifecycle_expires_at ON lifecycle (expires_at);
 CREATE TABLE IF NOT EXISTS request (repo TEXT, n INTEGER, at REAL, PRIMARY KEY (repo, n)) WITHOUT ROWID;
@@ -165,6 +167,16 @@ class SqliteStore:
     def write(self, record: Record) -> Future[None]:
         return self._submit(lambda connection: _upsert(connection, record))
 
+    def close_job(self, seen: Change, record: Record) -> Future[bool]:
+        def work(connection: sqlite3.Connection) -> bool:
+            query = "SELECT 1 FROM oot_workflow_job WHERE dynamoKey = ? AND version = ? AND status = 'in_progress'"
+            if not connection.execute(query, (record["dynamoKey"], seen.version)).fetchone():
+                return False
+            _upsert(connection, record)
+            return True
+
+        return self._submit(work)
+
     def count_request(self, repo: str, rate_limit: int, now: float) -> Future[None]:
         return self._submit(lambda connection: _count_request(connection, repo, rate_limit, now))
 
@@ -189,9 +201,12 @@ class SqliteStore:
         rows = self._query("SELECT * FROM oot_workflow_job WHERE dynamoKey = ?", dynamo_key)
         return _change(rows[0]).record if rows else None
 
-    def records(self) -> Iterator[Change]:
+    def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
+        query = "SELECT * FROM oot_workflow_job WHERE changed_at >= ? AND changed_at < ?"
+        if status:
+            query += f" AND status = '{status}'"  # literally, as the partial index has it
         with contextlib.closing(self._connect()) as connection:
-            yield from map(_change, connection.execute("SELECT * FROM oot_workflow_job"))
+            yield from map(_change, connection.execute(query, (since, until)))
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         query = "SELECT * FROM oot_workflow_job WHERE sequence > ? ORDER BY sequence LIMIT ?"

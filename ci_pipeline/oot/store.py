@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
 from ci_pipeline.oot import Refused
-from ci_pipeline.oot.lifecycle import Dispatch, Step, Transition
+from ci_pipeline.oot.lifecycle import Dispatch, Status, Step, Transition
 from ci_pipeline.oot.record import Record
 from ci_pipeline.settings import SettingsError
 
@@ -86,8 +87,13 @@ class Store(Protocol):
 
     def record(self, dynamo_key: str) -> Record | None: ...
 
-    def records(self) -> Iterator[Change]:
-        """Every record as it is now, in no order."""
+    def close_job(self, seen: Change, record: Record) -> Future[bool]:
+        """`write` the end of a job in progress, provided that it is still as it was `seen`; False when it is not."""
+        ...
+
+    def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
+        """Every record as it is now, in no order; or those that changed from `since` and before `until`, in seconds
+        since 1970, and those of one status."""
         ...
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
