@@ -81,6 +81,8 @@ def notify(step: Step) -> None:
         title = ci_title(step, source)
         jobs, problems = ci_jobs(run, source)
         earlier = earlier_runs(step, run, source, Path(scratch))
+        if step.settings.hub_token:
+            import huggingface_hub.hf_api  # noqa: F401  # the reports are still being read: load it meanwhile
         report = compare(step, run, reports(), jobs, problems, earlier)
     publish(step, report, title, _warnings_url(step, jobs), earlier)
 
