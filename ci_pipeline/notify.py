@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def notify(step: Step) -> None:
         jobs, problems = ci_jobs(run, source)
         earlier = earlier_runs(step, run, source, Path(scratch))
         if step.settings.hub_token:
-            import huggingface_hub.hf_api  # noqa: F401  # the reports are still being read: load it meanwhile
+            import_module("huggingface_hub.hf_api")  # the reports are still being read: load it meanwhile
         report = compare(step, run, reports(), jobs, problems, earlier)
     publish(step, report, title, _warnings_url(step, jobs), earlier)
 
