@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,7 @@ from ci_pipeline.warehouse import WarehouseError
 if TYPE_CHECKING:
     import pyarrow as pa
     from clickhouse_connect.driver.client import Client
+    from clickhouse_connect.driver.query import QueryResult
 
 log = logging.getLogger(__name__)
 logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)  # what it warns of, it raises too
@@ -113,12 +115,12 @@ def migrate(client: Client, engine: Engine = "embedded") -> list[str]:
             row["name"]: row["checksum"]
             for row in client.query("SELECT name, checksum FROM schema_migration FINAL").named_results()
         }
-        for name, sql in _migrations():
-            checksum = hashlib.sha256(sql.encode()).hexdigest()
+        for name, statements in _migrations().items():
+            checksum = hashlib.sha256("\n".join(statements).encode()).hexdigest()
             if applied.get(name, checksum) != checksum:
                 raise WarehouseError(f"{name} was changed after it was applied: restore it, and add a new migration")
             if name not in applied:
-                for statement in _statements(sql):
+                for statement in statements:
                     command(statement)
                 command(
                     "INSERT INTO schema_migration SELECT {name:String}, {checksum:String}, now()",
@@ -132,16 +134,18 @@ def migrate(client: Client, engine: Engine = "embedded") -> list[str]:
 
 def _for_engine(statement: str, engine: Engine) -> str:
     """The statement with the table engines that a deployment has: `ReplicatedReplacingMergeTree`."""
-    return re.sub(r"\b(?=(?:Replacing)?MergeTree\b)", _ENGINE_PREFIX[engine], statement)
+    return re.sub(r"\b(?=(?:Replacing|Aggregating)?MergeTree\b)", _ENGINE_PREFIX[engine], statement)
 
 
-def _migrations() -> list[tuple[str, str]]:
+def _migrations() -> dict[str, list[str]]:
+    """The statements of each file of `schema/`, in the order in which they are applied; comments may change later."""
     folder = resources.files("ci_pipeline.warehouse") / "schema"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return [(file.name.removesuffix(".sql"), file.read_text("utf-8")) for file in files]
+    return {file.name.removesuffix(".sql"): _statements(file.read_text("utf-8")) for file in files}
 
 
 def _statements(sql: str) -> list[str]:
+    sql = re.sub(r"(?m)^\s*--.*$", "", sql)
     return [statement for part in re.split(r";\s*(?:\n|$)", sql) if (statement := part.strip())]
 
 
@@ -173,3 +177,18 @@ def insert(client: Client, table: str, rows: pa.Table, version: int) -> None:
     versions = pc.cast(pc.add(attempts, version), pa.uint64())
     with refusals(f"the warehouse refuses rows of {table}"):
         client.insert_arrow(table, rows.append_column("version", versions))
+
+
+def ask(client: Client, query: str, **parameters: object) -> QueryResult:
+    """Ask what `queries/<query>.sql` says.
+
+    Raises:
+        WarehouseError: ClickHouse does not answer.
+    """
+    with refusals("the warehouse does not answer"):
+        return client.query(_sql(query), parameters)
+
+
+@cache
+def _sql(query: str) -> str:
+    return (resources.files("ci_pipeline.warehouse") / "queries" / f"{query}.sql").read_text("utf-8")

@@ -1,7 +1,7 @@
 """What the warehouse knows of earlier CI runs: the queries of `queries/`, asked with bound parameters.
 
-Every function answers from what counts of each run (see `schema/0001_ci_run.sql`); rows are mappings with the columns of
-`ci_pipeline.tables`. All raise `WarehouseError` when ClickHouse does not answer.
+Every function answers from what counts of each run (see `schema/0001_ci_run.sql`), and raises `WarehouseError` when
+ClickHouse does not answer. Rows are mappings with the columns of `ci_pipeline.tables`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
 
 from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
-from ci_pipeline.warehouse.client import refusals
+from ci_pipeline.warehouse.client import ask
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -36,18 +34,18 @@ class KnownRun:
 
 def latest_runs(client: Client, limit: int, *, repository: str = "") -> list[KnownRun]:
     """The newest runs, newest first."""
-    return _runs(_ask(client, "latest_runs", repository=repository, run_id=0, limit=limit))
+    return _runs(ask(client, "latest_runs", repository=repository, run_id=0, limit=limit))
 
 
 def find_run(client: Client, run_id: int, *, repository: str = "") -> KnownRun | None:
     """One run; `repository` tells apart the runs of several GitHub instances with the same id."""
-    found = _runs(_ask(client, "latest_runs", repository=repository, run_id=run_id, limit=1))
+    found = _runs(ask(client, "latest_runs", repository=repository, run_id=run_id, limit=1))
     return found[0] if found else None
 
 
 def previous_runs(client: Client, run: CiRun, workflow_id: int, *, limit: int = 100) -> list[CiRun]:
     """Runs of a workflow that `run` may be compared with: those before it, and those of its commit; newest first."""
-    result = _ask(
+    result = ask(
         client,
         "previous_runs",
         repository=run.repository,
@@ -63,7 +61,7 @@ def previous_runs(client: Client, run: CiRun, workflow_id: int, *, limit: int = 
 def earlier_run(client: Client, run: CiRun, test_job: str, label: str) -> EarlierRun | None:
     """What is known of a test job of a run; None where nothing is."""
     key = {"repository": run.repository, "run_id": run.run_id, "test_job": test_job}
-    columns = _ask(client, "run_outcomes", **key).result_columns
+    columns = ask(client, "run_outcomes", **key).result_columns
     if not columns:
         return None
     entries, devices, node_ids, outcomes, traces = columns
@@ -73,7 +71,7 @@ def earlier_run(client: Client, run: CiRun, test_job: str, label: str) -> Earlie
     known = cast(dict[tuple[str, str, str], Outcome], dict(zip(tests, outcomes, strict=True)))
     since: dict[tuple[str, str, str], tuple[int, datetime | None]] = {
         (row["matrix_entry"], row["device"], row["node_id"]): (row["since_run_id"], row["since"])
-        for row in _ask(client, "run_changes", **key).named_results()
+        for row in ask(client, "run_changes", **key).named_results()
         if row["change"] in ("still_failing", "changed_error")
     }
     return EarlierRun(run, label, failures, known, since)
@@ -81,22 +79,22 @@ def earlier_run(client: Client, run: CiRun, test_job: str, label: str) -> Earlie
 
 def job_results(client: Client, repository: str, run_ids: Sequence[int]) -> list[Row]:
     """The rows of `test_job_result` of some runs."""
-    return _rows(_ask(client, "job_results", repository=repository, run_ids=list(run_ids)))
+    return _rows(ask(client, "job_results", repository=repository, run_ids=list(run_ids)))
 
 
 def change_counts(client: Client, repository: str, run_ids: Sequence[int]) -> list[Row]:
     """Per run, test job, change and run compared with: how many `tests`, and `since` when the oldest of them."""
-    return _rows(_ask(client, "change_counts", repository=repository, run_ids=list(run_ids)))
+    return _rows(ask(client, "change_counts", repository=repository, run_ids=list(run_ids)))
 
 
 def run_changes(client: Client, repository: str, run_id: int, *, test_job: str = "") -> list[Row]:
     """The rows of `run_diff` of one run."""
-    return _rows(_ask(client, "run_changes", repository=repository, run_id=run_id, test_job=test_job))
+    return _rows(ask(client, "run_changes", repository=repository, run_id=run_id, test_job=test_job))
 
 
 def failing_tests(client: Client, repository: str, run_id: int) -> list[Row]:
     """The rows of `test_outcome` of one run's failing tests."""
-    return _rows(_ask(client, "failing_tests", repository=repository, run_id=run_id))
+    return _rows(ask(client, "failing_tests", repository=repository, run_id=run_id))
 
 
 def history_of_test(
@@ -104,17 +102,7 @@ def history_of_test(
 ) -> list[Row]:
     """How one test ended in the latest runs, newest first, with the run's commit, workflow and page."""
     where = {"repository": repository, "node_id": node_id, "test_job": test_job, "device": device}
-    return _rows(_ask(client, "history_of_test", **where, limit=limit))
-
-
-def _ask(client: Client, query: str, **parameters: object) -> QueryResult:
-    with refusals("the warehouse does not answer"):
-        return client.query(_sql(query), parameters)
-
-
-@cache
-def _sql(query: str) -> str:
-    return (resources.files("ci_pipeline.warehouse") / "queries" / f"{query}.sql").read_text("utf-8")
+    return _rows(ask(client, "history_of_test", **where, limit=limit))
 
 
 def _rows(result: QueryResult) -> list[Row]:

@@ -12,7 +12,7 @@ from ci_pipeline import tables
 from ci_pipeline.model import CiRun
 from ci_pipeline.tables import run_key
 from ci_pipeline.warehouse import WarehouseError, history
-from ci_pipeline.warehouse.client import connect, insert, insert_runs
+from ci_pipeline.warehouse.client import _sql, connect, insert, insert_runs
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -297,7 +297,7 @@ def test_the_failing_tests_of_a_run_are_read_from_its_projection(warehouse: Clie
     for day in range(1, 4):
         insert_runs(warehouse, tables_of(a_run(day), {f"{A}[{n}]": "passed" for n in range(20_000)} | {B: "failed"}))
     plan = warehouse.query(
-        "EXPLAIN projections = 1 " + history._sql("failing_tests"), {"repository": REPOSITORY, "run_id": 1002}
+        "EXPLAIN projections = 1 " + _sql("failing_tests"), {"repository": REPOSITORY, "run_id": 1002}
     ).result_rows
     assert "by_run" in str(plan)
 
