@@ -1,0 +1,86 @@
+"""What the pages of out-of-tree CI ask the warehouse. All raise `WarehouseError` when ClickHouse does not answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ci_pipeline.warehouse.client import ask
+from ci_pipeline.warehouse.history import Row
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+_counting = threading.Lock()
+
+
+def count_hours(client: Client) -> datetime | None:
+    """Bring `oot_backend_hour` up to what has arrived; returns when the newest job did, None when there is none."""
+    with _counting:
+        [row] = ask(client, "oot_arrived").named_results()
+        if row["arrived"] > row["counted"]:
+            ask(client, "oot_count", **row)
+    return datetime.fromtimestamp(row["arrived"] / 1e9, UTC) if row["arrived"] else None
+
+
+def backend_times(
+    client: Client, *, nightly: bool, since: datetime, step: timedelta, downstream_repo: str = ""
+) -> list[Row]:
+    """Per backend and `step`: jobs by how they ended, and the sums and counts of durations and queue times in seconds.
+
+    Jobs count when they began, in `began`; `count_hours` must have seen them.
+    """
+    parameters = {"nightly": nightly, "since": since, "step": int(step.total_seconds())}
+    return _rows(client, "oot_backends", **parameters, downstream_repo=downstream_repo)
+
+
+def commits(
+    client: Client,
+    *,
+    downstream_repo: str = "",
+    nightly: bool | None = None,
+    pr_number: int = 0,
+    upstream_repo: str = "",
+    job: str = "",
+    conclusion: str = "",
+    limit: int,
+    offset: int = 0,
+) -> list[Row]:
+    """Commits that a backend reported on, the last active first: `pytorch_head_sha`, `pr_number`, `delivery_ids`, …
+
+    `job` is part of a job's name, `conclusion` GitHub's word or "running": of one backend, those with such a job.
+    """
+    return _rows(
+        client,
+        "oot_commits",
+        downstream_repo=downstream_repo,
+        nightly=-1 if nightly is None else int(nightly),
+        pr_number=pr_number,
+        upstream_repo=upstream_repo,
+        job=job,
+        conclusion=conclusion,
+        limit=limit,
+        offset=offset,
+    )
+
+
+def jobs(client: Client, of: Sequence[Row]) -> list[Row]:
+    """The jobs of some rows of `commits`, by name, the newest execution first."""
+    repos = sorted({row["downstream_repo"] for row in of})
+    deliveries = sorted({delivery for row in of for delivery in row["delivery_ids"]})
+    weeks = sorted({week for row in of for week in row["weeks"]})
+    where = {"downstream_repos": repos, "delivery_ids": deliveries, "weeks": weeks}
+    return _rows(client, "oot_jobs", **where) if deliveries else []
+
+
+def job(client: Client, downstream_repo: str, key: str) -> Row | None:
+    """One job by its `dynamoKey`, with its failed tests and its environment as JSON."""
+    delivery_id = key.removeprefix(f"{downstream_repo}/").partition("/")[0]
+    rows = _rows(client, "oot_job", downstream_repo=downstream_repo, delivery_id=delivery_id, key=key)
+    return rows[0] if rows else None
+
+
+def _rows(client: Client, query: str, **parameters: object) -> list[Row]:
+    return list(ask(client, query, **parameters).named_results())
