@@ -8,6 +8,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
+    WILL_RETRY_TAG,
 )
 
 from ci_pipeline import pipeline
@@ -81,10 +82,20 @@ def ci_run_history(context: dg.SensorEvaluationContext, services: dg.ResourcePar
 )
 def failed_runs(context: dg.RunFailureSensorContext, services: dg.ResourceParam[Services]) -> None:
     tags = context.dagster_run.tags
-    ends = (tags.get(name) for name in (PARTITION_NAME_TAG, *RANGE_TAGS))
-    failures = [event.step_failure_data.error for event in context.get_step_failure_events()]
-    reasons = [error.message for error in failures if error] or [context.failure_event.message or "no reason given"]
-    pipeline.report_failure([end for end in ends if end], reasons, services)
+    if tags.get(WILL_RETRY_TAG) == "true":
+        return
+    keys = [tags[name] for name in (PARTITION_NAME_TAG, *RANGE_TAGS) if name in tags]
+    reasons = [_reason(event) for event in context.get_step_failure_events()]
+    pipeline.report_failure(keys, reasons or [context.failure_event.message or "no reason is known"], services)
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """Why a step failed, in one line: Dagster's own errors are wrapped around the one that a person wants to see."""
+    error = event.step_failure_data.error
+    while error and error.cause:
+        error = error.cause
+    text = error.message.strip().splitlines()[0] if error and error.message.strip() else "no reason is known"
+    return f"{event.step_key}: {text.removeprefix('ci_pipeline.')}"
 
 
 @dg.sensor(
