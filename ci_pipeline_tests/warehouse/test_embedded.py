@@ -124,6 +124,13 @@ def test_rows_that_do_not_fit_leave_nothing_behind(client: Client) -> None:
     assert client.command("SELECT count() FROM t") == 0
 
 
+def test_an_insert_that_fails_after_it_was_read_is_an_error(client: Client) -> None:
+    client.command("ALTER TABLE t ADD COLUMN checked UInt8 MATERIALIZED throwIf(id = 1, 'not this one')")
+    with pytest.raises(DatabaseError, match="not this one"):
+        client.insert_arrow("t", pa.table({"id": pa.array([1], pa.uint64())}))
+    assert client.insert_arrow("t", pa.table({"id": pa.array([2], pa.uint64())})).written_rows == 1
+
+
 def test_a_command_answers_as_clickhouse_does(client: Client) -> None:
     assert client.command("SELECT 7") == 7
     assert client.command("SELECT 'x' WHERE 0") == ""
