@@ -74,13 +74,14 @@ class SlackClient:
     where: Literal["slack", "outbox"] = "slack"
 
     def __init__(self, token: str, api_url: str = "https://slack.com/api/", *, timeout: int = 30) -> None:
-        from slack_sdk import WebClient
         from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, ServerErrorRetryHandler
+
+        from ci_pipeline.publish.keep_alive import KeepAliveClient
 
         rate_limit = _rate_limit_handler()
         # After a lost answer nobody knows whether the message went out: only calls that may be repeated are.
-        self._once = WebClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit])
-        self._web = WebClient(
+        self._once = KeepAliveClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit])
+        self._web = KeepAliveClient(
             token,
             api_url,
             timeout=timeout,

@@ -16,6 +16,22 @@ def test_a_message_goes_to_a_channel_by_its_name(slack: SlackClient, slack_serve
     assert [(m["ts"], m["text"], m["blocks"]) for m in slack_server.channel()] == [(ts, "one failure", SECTION)]
 
 
+def test_a_thread_goes_out_on_one_connection(slack: SlackClient, slack_server: SlackServer):
+    ts = slack.post("#ci", "one failure", SECTION)
+    for _ in range(3):
+        slack.post("#ci", "reply", SECTION, thread_ts=ts)
+    assert slack_server.connections == 1
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_connection_that_slack_closed_in_between_is_opened_again(slack: SlackClient, slack_server: SlackServer):
+    slack.post("#ci", "one failure", SECTION)
+    slack_server.fail("chat.postMessage", cut=True, after=True)
+    slack.post("#ci", "another", SECTION)
+    slack.post("#ci", "a third", SECTION)
+    assert [m["text"] for m in slack_server.channel()] == ["one failure", "another", "a third"]
+
+
 def test_after_a_429_it_waits_exactly_as_long_as_slack_says(slack: SlackClient, slack_server: SlackServer):
     slack_server.fail("chat.postMessage", status=429, headers={"Retry-After": "1"})
     start = time.monotonic()

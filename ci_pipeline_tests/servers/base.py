@@ -60,6 +60,7 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.connections = 0
         self.faults: list[Fault] = []
         self._lock = threading.Lock()
         server = self
@@ -67,6 +68,10 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             wbufsize = 65536
+
+            def setup(self) -> None:
+                super().setup()
+                server.connections += 1
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
