@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: run test check format lock clean
+.PHONY: run test check format sample lock clean
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## start everything on this machine and show the bundled CI runs (ARGS=--once: report, then exit)
@@ -21,6 +21,9 @@ check: $(READY)  ## lint, format check, strict types
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+sample: $(READY)  ## record the bundled CI runs anew, by really running pytest
+	@$(BIN)/python -m ci_pipeline.sample.build
 
 lock: $(READY)  ## pin the newest versions that pyproject.toml admits: names, versions, hashes
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --extra dev --generate-hashes --no-annotate --no-header \
