@@ -197,7 +197,8 @@ def main() -> None:
         print(f"{len(ranked)} callbacks of {args.body} KB, {args.connections} connections: {len(ranked) / wall:.0f}/s")
         quantiles = ", ".join(f"p{q} {ranked[len(ranked) * q // 100] * 1000:.1f} ms" for q in (50, 90, 99))
         print(f"{quantiles}, slowest {ranked[-1] * 1000:.0f} ms; {len(load.refused)} refused {load.refused[:1]}")
-        print(f"relay's CPU: {cpu / len(ranked) * 1000:.2f} ms per callback")
+        if not args.kill:
+            print(f"relay's CPU: {cpu / len(ranked) * 1000:.2f} ms per callback")
         print("relay's memory, MiB, at each tenth: " + " ".join(f"{value:.0f}" for value in memory))
         store = SqliteStore(path)
         rank = {"in_progress": 1, "completed": 2}

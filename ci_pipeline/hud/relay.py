@@ -182,7 +182,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 @asynccontextmanager
 async def relay_lifespan(app: FastAPI, settings: OotSettings, upstream: str) -> AsyncGenerator[None]:
-    """Open the relay for an application that includes `relay_router`, and close it with it."""
+    """Open the relay for an application that includes `router`, and close it with it."""
     with open_relay(settings, upstream) as relay:
         app.state.relay, app.state.oot_settings = relay, settings
         yield

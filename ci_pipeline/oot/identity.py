@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import jwt
@@ -106,6 +106,14 @@ def _rsa_keys(jwks: Any) -> dict[str, Any]:
     return keys
 
 
+class _Verified(NamedTuple):
+    identity: Identity
+    expires_at: float
+    kid: str
+    key: Any
+    keys: KeySet
+
+
 class Verifier:
     """Verifies tokens of the issuers that a deployment trusts; a token seen before costs a look-up until it expires."""
 
@@ -118,7 +126,7 @@ class Verifier:
     ) -> None:
         self._issuers = {issuer.issuer: (issuer, KeySet(issuer.jwks_uri, clock=clock)) for issuer in issuers}
         self._audience = audience
-        self._verified: dict[bytes, tuple[float, str, Any, KeySet, Identity]] = {}
+        self._verified: dict[bytes, _Verified] = {}
 
     async def identity(self, authorization: str | None) -> Identity:
         """Who is behind an `Authorization` header.
@@ -131,20 +139,20 @@ class Verifier:
         if scheme.lower() != "bearer" or not token:
             raise Refused(401, "send `Authorization: Bearer <OIDC token>`")
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
-        if known := self._verified.get(digest):
-            expires, kid, key, keys, identity = known
-            if time.time() < expires and await keys.key(kid) is key:
-                return identity
+        verified = self._verified.get(digest)
+        # A key that was fetched again is another object: then the token proves itself anew.
+        if verified and time.time() < verified.expires_at and await verified.keys.key(verified.kid) is verified.key:
+            return verified.identity
         try:
-            identity, expires, kid, key, keys = await self._verify(token)
+            verified = await self._verify(token)
         except jwt.PyJWTError as error:
             raise Refused(401, f"the OIDC token is not valid: {error}") from None
         if len(self._verified) >= CACHED_TOKENS:
             self._verified.clear()
-        self._verified[digest] = (expires, kid, key, keys, identity)
-        return identity
+        self._verified[digest] = verified
+        return verified.identity
 
-    async def _verify(self, token: str) -> tuple[Identity, float, str, Any, KeySet]:
+    async def _verify(self, token: str) -> _Verified:
         header, payload = _unverified(token)
         issuer, keys = self._issuers.get(str(payload.get("iss")), (None, None))
         if issuer is None or keys is None:
@@ -164,7 +172,7 @@ class Verifier:
             # A clock that is some seconds behind the issuer's is no reason to refuse.
             options={"require": ["exp", "iss", "aud"], "verify_iat": False},
         )
-        return _identity(issuer, claims), float(claims["exp"]), kid, key, keys
+        return _Verified(_identity(issuer, claims), float(claims["exp"]), kid, key, keys)
 
 
 def _unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
