@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ci_pipeline.cli_oot import oot
+
 if TYPE_CHECKING:
     from ci_pipeline.pipeline import ProcessedRun, Services
 
@@ -249,6 +251,9 @@ def completion(shell: str) -> None:
     complete = get_completion_class(shell)
     assert complete is not None, shell
     click.echo(complete(main, {}, "ci-pipeline", "_CI_PIPELINE_COMPLETE").source())
+
+
+main.add_command(oot)
 
 
 def _services() -> Services:
