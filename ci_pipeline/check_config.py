@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 
 from ci_pipeline import settings as settings_module
 from ci_pipeline.profile import Profile, load_profile
-from ci_pipeline.settings import OotSettings, Settings, SettingsError, load_oot_settings
+from ci_pipeline.settings import OidcIssuer, OotSettings, Settings, SettingsError, load_oot_settings
 from ci_pipeline.sources import open_source
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ def check() -> Config:
         return config
     for judge in (_source, _slack, _hub, _warehouse):
         judge(settings, profile, config)
+    if settings.oot_allowlist:
+        config.follows.append(f"Out-of-tree CI may report: {settings.oot_allowlist} says who.")
+    else:
+        config.follows.append("No out-of-tree CI may report: CI_PIPELINE_OOT_ALLOWLIST is not set.")
     return config
 
 
@@ -82,7 +86,11 @@ def _settings(settings: Settings) -> list[Setting]:
 
 
 def _masked(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(entry.issuer if isinstance(entry, OidcIssuer) else str(entry) for entry in value)
     if isinstance(value, SecretStr):
+        if not value.get_secret_value():
+            return ""
         url = urlsplit(value.get_secret_value())
         if not url.netloc:
             return "********"
@@ -167,6 +175,7 @@ def draw(config: Config, console: Console) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
     for setting in sorted(config.settings, key=lambda s: not s.is_set):
         mark = Text("set", "green") if setting.is_set else Text("default", "dim")
         table.add_row(Text(setting.variable), mark, Text(setting.value or "-", "" if setting.is_set else "dim"))

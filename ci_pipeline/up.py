@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -41,10 +42,11 @@ log = logging.getLogger(__name__)
 
 DEFINITIONS = "ci_pipeline.definitions"
 LOOPBACK = "127.0.0.1"
-PATIENCE = 120  # seconds in which something has to move
+PATIENCE = 120  # seconds in which something has to happen
 GRACE = 10  # seconds that a child has to stop
 TICK = 0.3  # seconds between two looks
-SHOWN = 3  # CI runs whose reports are drawn
+SHOWN = 3  # CI runs whose reports are drawn at the start
+PARTITION = "dagster/partition"
 
 
 class UpError(RuntimeError):
@@ -82,6 +84,8 @@ def main(*, once: bool, sample: bool, ports: Ports) -> int:
             _print_addresses(watch.services.settings, ports, console)
             while True:
                 watch.family.check()
+                for dagster_run in watch.news():
+                    _draw(dagster_run, watch.services, console)
                 time.sleep(1)
     except KeyboardInterrupt:
         console.print("Stopped. The next start goes on from here.")
@@ -162,11 +166,14 @@ def _dagster_instance(home: Path) -> DagsterInstance:
     home.mkdir(exist_ok=True)
     configured = Path(__file__).parents[1] / "dagster.yaml"
     (home / "dagster.yaml").write_text(configured.read_text("utf-8") if configured.exists() else "", "utf-8")
-    from dagster import DagsterInstance
+    from dagster import DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter
 
     instance = DagsterInstance.from_config(str(home))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what was upgraded is no news
         instance.upgrade()
+    # Whose process ended with the last start: nobody else would ever continue them.
+    for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])):
+        instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
     return instance
 
 
@@ -205,12 +212,13 @@ class Family:
     def __exit__(self, *_: object) -> None:
         """The last one started stops first: what is on its way to the warehouse gets there."""
         for name, child in reversed(self.children.items()):
-            _signal(child, signal.SIGTERM)
+            child.terminate()
             try:
                 child.wait(self.grace)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 log.info("%s is killed", name)
-            _signal(child, signal.SIGKILL)  # and what it may have left behind in its session
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # also what it may have left behind
             child.wait()
 
 
@@ -218,11 +226,6 @@ def _end_with_parent() -> None:
     """On Linux, a child is told to stop when this process is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, number)
 
 
 class RunWatch:
@@ -234,6 +237,8 @@ class RunWatch:
         self.family = family
         self.runs = runs
         self.dagster_runs: dict[str, DagsterRun] = {}  # the newest, by CI run key
+        self.started = datetime.now(UTC)
+        self.known: set[str] = set()  # runs of Dagster that were shown
 
     def look(self) -> None:
         """Ask Dagster about the CI runs that are not done."""
@@ -241,14 +246,26 @@ class RunWatch:
 
         waiting = [run.key for run in self.runs if self.state(run) in ("waiting", "working")]
         if waiting:
-            found = self.instance.get_runs(RunsFilter(tags={"dagster/partition": waiting}))
-            self.dagster_runs |= {run.tags["dagster/partition"]: run for run in reversed(found)}
+            found = self.instance.get_runs(RunsFilter(tags={PARTITION: waiting}))
+            self.dagster_runs |= {run.tags[PARTITION]: run for run in reversed(found)}
+            self.known.update(run.run_id for run in found if run.is_finished)
+
+    def news(self) -> list[DagsterRun]:
+        """What ended since this was asked the last time, the oldest first."""
+        from dagster import RunsFilter
+        from dagster._core.storage.dagster_run import FINISHED_STATUSES
+
+        ended = RunsFilter(statuses=list(FINISHED_STATUSES), updated_after=self.started)
+        new = [run for run in self.instance.get_runs(ended, limit=100) if run.run_id not in self.known]
+        self.known.update(run.run_id for run in new)
+        return [run for run in reversed(new) if PARTITION in run.tags]
 
     def state(self, run: CiRun) -> Literal["waiting", "working", "done", "failed"]:
         dagster_run = self.dagster_runs.get(run.key)
         if dagster_run is None:
             return "waiting"
-        if not dagster_run.is_finished:
+        # What was interrupted, Dagster does once more by itself.
+        if not dagster_run.is_finished or dagster_run.tags.get("dagster/will_retry") == "true":
             return "working"
         return "done" if dagster_run.is_success else "failed"
 
@@ -279,8 +296,8 @@ def _wait(watch: RunWatch, console: Console) -> None:
                 seen, moved = states, time.monotonic()
             if not {"waiting", "working"} & set(states):
                 return
-            if time.monotonic() - moved > PATIENCE:
-                raise UpError(f"Nothing moved for {PATIENCE} s: see {watch.family.logs}/dagster.log")
+            if "working" not in states and time.monotonic() - moved > PATIENCE:
+                raise UpError(f"No CI run was taken for {PATIENCE} s: see {watch.family.logs}/dagster.log")
             if console.is_terminal:
                 live.update(_progress(watch, spinner), refresh=True)
             time.sleep(TICK)
@@ -299,17 +316,25 @@ def _progress(watch: RunWatch, spinner: Spinner) -> Table:
 
 
 def _show(watch: RunWatch, console: Console) -> int:
-    """Draw the reports of the newest CI runs that are done; how many could not be processed."""
+    """Draw the newest reports; how many CI runs could not be processed."""
     if not watch.runs:
         console.print(Text(f"No CI run in {watch.services.settings.source_uri} yet"))
     failed = [run for run in watch.runs if watch.state(run) == "failed"]
-    for run in [run for run in watch.runs if run not in failed][-SHOWN:]:
-        for thread in pipeline.processed_run(run.key, watch.services).threads.values():
-            terminal.draw(thread, console)
-    for run in failed:
-        where = f"{watch.services.settings.dagster_url}/runs/{watch.dagster_runs[run.key].run_id}"
-        console.print(Text(f"✗ CI run {run.key} could not be processed: see {where}", "bold red"))
+    done = [run for run in watch.runs if watch.state(run) == "done"]
+    for run in [*done[-SHOWN:], *failed]:
+        _draw(watch.dagster_runs[run.key], watch.services, console)
     return len(failed)
+
+
+def _draw(dagster_run: DagsterRun, services: Services, console: Console) -> None:
+    """The reports that a run of Dagster made."""
+    run_key = dagster_run.tags[PARTITION]
+    if dagster_run.is_success:
+        for thread in pipeline.processed_run(run_key, services).threads.values():
+            terminal.draw(thread, console)
+    else:
+        where = f"{services.settings.dagster_url}/runs/{dagster_run.run_id}"
+        console.print(Text(f"✗ CI run {run_key} could not be processed: see {where}", "bold red"))
 
 
 def _wait_for_pages(family: Family, ports: Ports) -> None:

@@ -129,6 +129,7 @@ def test_what_comes_into_the_inbox_is_reported_until_ctrl_c(up: Up) -> None:
     assert "Nvidia CI #1302" not in httpx2.get(page, timeout=30).text
     install(up.home / "inbox")
     up.wait_until(lambda: "Nvidia CI #1302" in httpx2.get(page, timeout=30).text)
+    up.wait_until(lambda: "#1302" in up.text())
     process.send_signal(signal.SIGINT)
     assert process.wait(SECONDS) == 0
     assert "Stopped" in up.text()
@@ -150,19 +151,22 @@ def test_a_child_that_dies_is_named_and_the_others_stop(up: Up) -> None:
     assert up.nothing_is_left()
 
 
-def test_when_it_is_killed_its_children_end_too(up: Up) -> None:
-    process = up.start("--no-sample")
-    up.wait_until_ready()
+def test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start(up: Up) -> None:
+    process = up.start()
+    up.wait_until(lambda: (up.home / "outbox" / "slack").exists())
     process.kill()
     process.wait()
     deadline = time.monotonic() + 60
     while not up.nothing_is_left() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert up.nothing_is_left()
+    assert up.run("--once") == 0, up.text()
+    assert len(list((up.home / "outbox" / "slack").rglob("main.json"))) == 6
 
 
 if not LINUX:  # these look at /proc, and only there does a child hear of its parent's end
-    del test_a_child_that_dies_is_named_and_the_others_stop, test_when_it_is_killed_its_children_end_too
+    del test_a_child_that_dies_is_named_and_the_others_stop
+    del test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start
 
 
 @pytest.mark.parametrize("part", ["dagster", "hud", "warehouse"])
