@@ -17,6 +17,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
+from ci_pipeline.hud.oot_pages import oot_router
 from ci_pipeline.model import CiRun
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
@@ -51,7 +52,9 @@ def create_app(settings: Settings, profile: Profile) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.middleware("http")(_with_headers)
     pages = templates(settings, profile)
-    ci_runs = CiRuns(Services(settings, profile))
+    services = Services(settings, profile)
+    ci_runs = CiRuns(services)
+    app.include_router(oot_router(services, pages))
 
     @app.get("/", response_class=HTMLResponse)
     def index(request: Request) -> Response:
@@ -104,6 +107,7 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         "static": _static,
         "navigation": [
             NavigationEntry("/", "CI runs"),
+            NavigationEntry("/oot", "Out-of-tree"),
             *([NavigationEntry(settings.dagster_url, "Dagster")] if is_web(settings.dagster_url) else []),
         ],
     }

@@ -205,10 +205,10 @@ class CiRuns:
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    def latest(self, limit: int) -> list[RunPage]:
-        """The newest runs, newest first, without their tests."""
-        with self._client() as client:
-            runs = history.latest_runs(client, limit)
+    def latest(self, limit: int, *, head_sha: str = "") -> list[RunPage]:
+        """The newest runs, newest first, without their tests; all, or those of one commit."""
+        with warehouse(self.services) as client:
+            runs = history.latest_runs(client, limit, head_sha=head_sha)
             pages: dict[int, RunPage] = {}
             for repository in {known.run.repository for known in runs}:
                 ids = [known.run.run_id for known in runs if known.run.repository == repository]
@@ -222,7 +222,7 @@ class CiRuns:
 
     def run(self, run_id: int) -> RunPage | None:
         """One run with its tests; None where it is not known."""
-        with self._client() as client:
+        with warehouse(self.services) as client:
             known = history.find_run(client, run_id)
             if known is None:
                 return None
@@ -236,18 +236,23 @@ class CiRuns:
 
     def test(self, node_id: str, device: str) -> list[Row]:
         """How a test ended in the latest runs, newest first."""
-        with self._client() as client:
+        with warehouse(self.services) as client:
             return history.history_of_test(client, self.services.profile.repository, node_id, device=device)
 
-    @contextmanager
-    def _client(self) -> Generator[Client]:
-        try:
-            client = self.services.warehouse
-            if client is None:
-                raise WarehouseUnavailable("No warehouse is configured: set CI_PIPELINE_WAREHOUSE_URL.")
-            yield client
-        except WarehouseError as error:
-            raise WarehouseUnavailable(f"The warehouse cannot be asked: {error}.") from error
+
+@contextmanager
+def warehouse(services: Services) -> Generator[Client]:
+    """
+    Raises:
+        WarehouseUnavailable: there is none, or it stopped answering.
+    """
+    try:
+        client = services.warehouse
+        if client is None:
+            raise WarehouseUnavailable("No warehouse is configured: set CI_PIPELINE_WAREHOUSE_URL.")
+        yield client
+    except WarehouseError as error:
+        raise WarehouseUnavailable(f"The warehouse cannot be asked: {error}.") from error
 
 
 def _by(rows: Iterable[Row], column: str) -> defaultdict[Any, list[Row]]:

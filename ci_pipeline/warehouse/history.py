@@ -32,14 +32,14 @@ class KnownRun:
     problems: tuple[str, ...] = ()
 
 
-def latest_runs(client: Client, limit: int, *, repository: str = "") -> list[KnownRun]:
+def latest_runs(client: Client, limit: int, *, repository: str = "", head_sha: str = "") -> list[KnownRun]:
     """The newest runs, newest first."""
-    return _runs(ask(client, "latest_runs", repository=repository, run_id=0, limit=limit))
+    return _runs(ask(client, "latest_runs", repository=repository, run_id=0, head_sha=head_sha, limit=limit))
 
 
 def find_run(client: Client, run_id: int, *, repository: str = "") -> KnownRun | None:
     """One run; `repository` tells apart the runs of several GitHub instances with the same id."""
-    found = _runs(ask(client, "latest_runs", repository=repository, run_id=run_id, limit=1))
+    found = _runs(ask(client, "latest_runs", repository=repository, run_id=run_id, head_sha="", limit=1))
     return found[0] if found else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -13,16 +12,18 @@ from ci_pipeline.warehouse.history import Row
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-_counting = threading.Lock()
+
+def arrived(client: Client) -> tuple[datetime | None, datetime | None]:
+    """When the newest job arrived, and up to which arrival `oot_backend_hour` is counted; None for no job."""
+    [row] = ask(client, "oot_arrived").named_results()
+    return _moment(row["arrived"]), _moment(row["counted"])
 
 
-def count_hours(client: Client) -> datetime | None:
-    """Bring `oot_backend_hour` up to what has arrived; returns when the newest job did, None when there is none."""
-    with _counting:
-        [row] = ask(client, "oot_arrived").named_results()
-        if row["arrived"] > row["counted"]:
-            ask(client, "oot_count", **row)
-    return datetime.fromtimestamp(row["arrived"] / 1e9, UTC) if row["arrived"] else None
+def count_hours(client: Client) -> None:
+    """Bring `oot_backend_hour` up to what has arrived."""
+    [row] = ask(client, "oot_arrived").named_results()
+    if row["arrived"] > row["counted"]:
+        ask(client, "oot_count", **row)
 
 
 def backend_times(
@@ -75,12 +76,14 @@ def jobs(client: Client, of: Sequence[Row]) -> list[Row]:
     return _rows(client, "oot_jobs", **where) if deliveries else []
 
 
-def job(client: Client, downstream_repo: str, key: str) -> Row | None:
-    """One job by its `dynamoKey`, with its failed tests and its environment as JSON."""
-    delivery_id = key.removeprefix(f"{downstream_repo}/").partition("/")[0]
-    rows = _rows(client, "oot_job", downstream_repo=downstream_repo, delivery_id=delivery_id, key=key)
-    return rows[0] if rows else None
+def job(client: Client, downstream_repo: str, delivery_id: str, check_run_id: str) -> list[Row]:
+    """All about the job of these ids, which should be one: with failed tests and environment, both as JSON."""
+    return _rows(client, "oot_job", downstream_repo=downstream_repo, delivery_id=delivery_id, check_run_id=check_run_id)
 
 
 def _rows(client: Client, query: str, **parameters: object) -> list[Row]:
     return list(ask(client, query, **parameters).named_results())
+
+
+def _moment(nanoseconds: int) -> datetime | None:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC) if nanoseconds else None

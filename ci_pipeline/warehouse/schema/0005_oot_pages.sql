@@ -23,7 +23,7 @@ SELECT
     pr_number,
     pytorch_head_sha,
     upstream_repo,
-    max(if(toUnixTimestamp(changed_at) = 0, toDateTime64(greatest(started_at, completed_at), 6, 'UTC'), changed_at)) AS last_at,
+    max(if(toUnixTimestamp(greatest(started_at, completed_at)) = 0, changed_at, toDateTime64(greatest(started_at, completed_at), 6, 'UTC'))) AS last_at,
     groupUniqArray(delivery_id) AS delivery_ids,
     groupUniqArray(toMonday(hour)) AS weeks
 FROM oot_workflow_job

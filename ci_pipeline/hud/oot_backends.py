@@ -1,0 +1,417 @@
+"""What the pages of out-of-tree CI show, from the warehouse's rows."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from ci_pipeline.hud.ci_runs import warehouse
+from ci_pipeline.pipeline import Services
+from ci_pipeline.warehouse import oot
+from ci_pipeline.warehouse.history import Row
+
+Days = Annotated[Literal[1, 7, 30], BeforeValidator(int)]
+View = Literal["pull_requests", "nightlies"]
+
+GOOD_RATE = 0.95
+FAIR_RATE = 0.8
+STALE_AFTER = timedelta(hours=1)
+COMMITS = 20
+"""Rows of a backend's matrix on one page."""
+BACKENDS = 100
+"""Rows of the summary on one page."""
+COMMITS_OF_PR = 1000
+
+_NEVER = datetime.fromtimestamp(0, UTC)
+_ENDS = ("running", "success", "failure", "timed_out", "total")
+_NO_JOB: Row = dict.fromkeys((*_ENDS, "duration", "durations"), 0)
+_PATIENCE = 0.5  # seconds that a page waits for hours to be counted anew
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many jobs ended how. `total` is without those that run; `other` is neither of the three."""
+
+    running: int = 0
+    success: int = 0
+    failure: int = 0
+    timed_out: int = 0
+    other: int = 0
+    total: int = 0
+    pass_rate: float | None = None
+
+    @staticmethod
+    def of(running: int, success: int, failure: int, timed_out: int, total: int) -> Tally:
+        other = total - success - failure - timed_out
+        return Tally(running, success, failure, timed_out, other, total, success / total if total else None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The jobs that began in one hour or day."""
+
+    began: datetime
+    tally: Tally
+    average_duration: float | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How the jobs of one repository did; durations and queue times in seconds. `trend` has a step for all times."""
+
+    downstream_repo: str
+    level: str
+    tally: Tally
+    average_duration: float | None
+    average_queue_time: float | None
+    last_at: datetime | None
+    trend: list[Step]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The backends, the worst pass rate first. `arrived`: when the newest job came in; `stale`: that is long ago."""
+
+    days: Days
+    view: View
+    arrived: datetime | None
+    stale: bool
+    page: int
+    pages: int
+    backends: list[Backend]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution of a job. `state` is its conclusion, or "running"; times in seconds, None where not known."""
+
+    downstream_repo: str
+    level: str
+    state: str
+    workflow_name: str
+    job_name: str
+    delivery_id: str
+    check_run_id: str
+    run_id: str
+    run_attempt: int
+    workflow_run_url: str
+    artifact_url: str
+    pr_number: int
+    upstream_repo: str
+    head_sha: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    queue_time: float | None
+    duration: float | None
+    passed_tests: int
+    failed_tests: int
+    skipped_tests: int
+    total_tests: int
+
+    @property
+    def at(self) -> datetime:
+        """Its last sign of life, as its sender says."""
+        return self.completed_at or self.started_at or _NEVER
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """A job with what its sender told about it. `omitted`: failed tests that are not listed."""
+
+    job: Job
+    tests: list[dict[str, Any]]
+    omitted: int
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A job of a commit: the newest execution counts, the earlier ones are retries of it."""
+
+    newest: Job
+    earlier: list[Job] = field(default_factory=list[Job])
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a backend says about one commit, of a pull request or of none (0)."""
+
+    downstream_repo: str
+    level: str
+    upstream_repo: str
+    pr_number: int
+    head_sha: str
+    last_at: datetime | None
+    tally: Tally
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class BackendPage:
+    """One backend: its health, and its commits by last activity. `columns`: workflow and job of each column."""
+
+    days: Days
+    view: View
+    arrived: datetime | None
+    stale: bool
+    health: Backend
+    columns: list[tuple[str, str]]
+    commits: list[Commit]
+    page: int
+    more: bool
+
+
+@dataclass(frozen=True)
+class BackendOfPr:
+    """What a backend says about a pull request. `outdated`: others have reported on a newer commit."""
+
+    newest: Commit
+    outdated: bool
+    earlier: list[Commit]
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """All backends of a pull request, the last active first; `tally` is of their newest commits."""
+
+    number: int
+    upstream_repo: str
+    other_upstreams: list[str]
+    head_sha: str
+    tally: Tally
+    backends: list[BackendOfPr]
+
+
+class OotBackends:
+    """Asks the warehouse. Every method raises `WarehouseUnavailable`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._counter = ThreadPoolExecutor(1, "oot-hours")
+        self._counted: Future[datetime | None] | None = None
+
+    def summary(self, days: Days, view: View, page: int = 1) -> Summary:
+        arrived = self._arrived()
+        found = sorted(self._backends(days, view), key=_worst_first)
+        pages = max(1, -(-len(found) // BACKENDS))
+        shown = found[(page - 1) * BACKENDS : page * BACKENDS]
+        return Summary(days, view, arrived, _stale(arrived), page, pages, shown)
+
+    def backend(
+        self, repo: str, days: Days, view: View, *, job: str = "", conclusion: str = "", pr: int = 0, page: int = 1
+    ) -> BackendPage | None:
+        """One backend; None where it never reported."""
+        arrived = self._arrived()
+        with warehouse(self._services) as client:
+            rows = oot.commits(
+                client,
+                downstream_repo=repo,
+                nightly=view == "nightlies",
+                pr_number=pr,
+                job=job,
+                conclusion=conclusion,
+                limit=COMMITS + 1,
+                offset=(page - 1) * COMMITS,
+            )
+            if not rows and not oot.commits(client, downstream_repo=repo, limit=1):
+                return None
+            found = commits(rows[:COMMITS], oot.jobs(client, rows[:COMMITS]))
+        [health] = self._backends(days, view, repo) or [Backend(repo, _level(found), Tally(), None, None, None, [])]
+        columns = sorted({(cell.newest.workflow_name, cell.newest.job_name) for row in found for cell in row.cells})
+        return BackendPage(days, view, arrived, _stale(arrived), health, columns, found, page, more=len(rows) > COMMITS)
+
+    def jobs(self, repo: str, delivery_id: str, check_run_id: str) -> list[JobDetails]:
+        """The jobs of this id, which should be one."""
+        with warehouse(self._services) as client:
+            rows = oot.job(client, repo, delivery_id, check_run_id)
+        return [_details(row) for row in rows]
+
+    def pull_request(self, number: int, upstream_repo: str = "") -> PullRequest:
+        """What all backends say about it; without `upstream_repo` the profile's, or any other that has this number."""
+        with warehouse(self._services) as client:
+            rows = oot.commits(client, pr_number=number, limit=COMMITS_OF_PR)
+            upstreams = list(dict.fromkeys(row["upstream_repo"] for row in rows))
+            ours = self._services.profile.repository
+            chosen = upstream_repo or (ours if ours in upstreams or not upstreams else upstreams[0])
+            rows = [row for row in rows if row["upstream_repo"] == chosen]
+            found = commits(rows, oot.jobs(client, rows))
+        by_backend: defaultdict[str, list[Commit]] = defaultdict(list)
+        for commit in found:
+            by_backend[commit.downstream_repo].append(commit)
+        newest = max(found, key=_began, default=None)
+        head_sha = newest.head_sha if newest else ""
+        backends: list[BackendOfPr] = []
+        for reported in by_backend.values():
+            first = max(reported, key=_began)
+            earlier = [commit for commit in reported if commit is not first]
+            backends.append(BackendOfPr(first, first.head_sha != head_sha, earlier))
+        counted = tally(cell.newest for backend in backends for cell in backend.newest.cells)
+        others = [upstream for upstream in upstreams if upstream != chosen]
+        return PullRequest(number, chosen, others, head_sha, counted, backends)
+
+    def _backends(self, days: Days, view: View, repo: str = "") -> list[Backend]:
+        step = timedelta(hours=1) if days == 1 else timedelta(days=1)
+        now = datetime.now(UTC)
+        with warehouse(self._services) as client:
+            rows = oot.backend_times(
+                client, nightly=view == "nightlies", since=now - timedelta(days=days), step=step, downstream_repo=repo
+            )
+        by_repo: defaultdict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_repo[row["downstream_repo"]].append(row)
+        # The window begins within the first step: of 24 hours there are 25.
+        times = [_floor(now, step) - step * back for back in range(24 if days == 1 else days, -1, -1)]
+        return [_backend(repo, rows, times) for repo, rows in by_repo.items()]
+
+    def _arrived(self) -> datetime | None:
+        """When the newest job came in. Hours that changed are counted anew, in this request if that is soon done."""
+        with warehouse(self._services) as client:
+            arrived, counted = oot.arrived(client)
+            if arrived != counted:
+                if self._counted is None or self._counted.done():
+                    self._counted = self._counter.submit(oot.count_hours, client)
+                with suppress(TimeoutError):
+                    self._counted.result(_PATIENCE if counted else None)
+        return arrived
+
+
+def commits(rows: Sequence[Row], jobs: Iterable[Row]) -> list[Commit]:
+    """Rows of `oot_commit` with their jobs, in their order; rows whose jobs say otherwise by now are left out."""
+    by_commit: defaultdict[tuple[str, int, str], list[Job]] = defaultdict(list)
+    for row in jobs:
+        job = _job(row)
+        by_commit[job.downstream_repo, job.pr_number, job.head_sha].append(job)
+    found: list[Commit] = []
+    for row in rows:
+        of_commit = by_commit[row["downstream_repo"], row["pr_number"], row["pytorch_head_sha"]]
+        if of_commit:
+            found.append(
+                Commit(
+                    row["downstream_repo"],
+                    of_commit[0].level,
+                    row["upstream_repo"],
+                    row["pr_number"],
+                    row["pytorch_head_sha"],
+                    _time(row["last_at"]),
+                    tally(cell.newest for cell in cells(of_commit)),
+                    cells(of_commit),
+                )
+            )
+    return found
+
+
+def cells(jobs: Iterable[Job]) -> list[Cell]:
+    """Executions of the same job together, by name.
+
+    The newest is that of the run with the latest sign of life, and of its attempts the highest.
+    """
+    by_job: defaultdict[tuple[str, str], list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_job[job.workflow_name, job.job_name].append(job)
+    found: list[Cell] = []
+    for _, executions in sorted(by_job.items()):
+        last = {job.run_id: max(other.at for other in executions if other.run_id == job.run_id) for job in executions}
+        executions.sort(key=lambda job: (last[job.run_id], job.run_id, job.run_attempt, job.at), reverse=True)
+        found.append(Cell(executions[0], executions[1:]))
+    return found
+
+
+def tally(jobs: Iterable[Job]) -> Tally:
+    """How many of these ended how."""
+    states = [job.state for job in jobs]
+    counts = (states.count(state) for state in ("running", "success", "failure", "timed_out"))
+    return Tally.of(*counts, total=len(states) - states.count("running"))
+
+
+def _backend(repo: str, rows: Sequence[Row], times: Sequence[datetime]) -> Backend:
+    def total(name: str) -> Any:
+        return sum(row[name] for row in rows)
+
+    by_time: dict[datetime, Row] = {row["began"]: row for row in rows}
+    empty = dict.fromkeys(("running", "success", "failure", "timed_out", "total", "duration", "durations"), 0)
+    return Backend(
+        downstream_repo=repo,
+        level=rows[-1]["level"],
+        tally=Tally.of(*map(total, _ENDS)),
+        average_duration=_average(total("duration"), total("durations")),
+        average_queue_time=_average(total("queue_time"), total("queue_times")),
+        last_at=_time(max(row["last_at"] for row in rows)),
+        trend=[_step(began, by_time.get(began, _NO_JOB)) for began in times],
+    )
+
+
+def _step(began: datetime, row: Row) -> Step:
+    counts = (row[name] for name in _ENDS)
+    return Step(began, Tally.of(*counts), _average(row["duration"], row["durations"]))
+
+
+def _average(total: float, count: int) -> float | None:
+    return total / count if count else None
+
+
+def _job(row: Row) -> Job:
+    completed = row["status"] == "completed"
+    return Job(
+        downstream_repo=row["downstream_repo"],
+        level=row["downstream_repo_level"],
+        state=(row["conclusion"] or "unknown") if completed else "running",
+        head_sha=row["pytorch_head_sha"],
+        started_at=_time(row["started_at"]),
+        completed_at=_time(row["completed_at"]),
+        duration=row["duration_seconds"] or row["execution_time"],
+        **{
+            name: row[name]
+            for name in Job.__dataclass_fields__
+            if name not in ("downstream_repo", "level", "state", "head_sha", "started_at", "completed_at", "duration")
+        },
+    )
+
+
+def _details(row: Row) -> JobDetails:
+    tests = _json(row["failed_tests_json"], [])
+    tests = [test for test in tests if isinstance(test, dict)] if isinstance(tests, list) else []
+    environment = _json(row["environment"], {})
+    omitted = sum(count for test in tests if isinstance(count := test.get("omitted"), int))
+    return JobDetails(_job(row), tests, omitted, environment if isinstance(environment, dict) else {})
+
+
+def _json(text: str, default: Any) -> Any:
+    try:
+        return json.loads(text) if text else default
+    except (ValueError, RecursionError):
+        return default
+
+
+def _time(moment: datetime) -> datetime | None:
+    return moment if moment > _NEVER else None
+
+
+def _began(commit: Commit) -> datetime:
+    """When the first job on a commit began: a retry of an old commit's job does not make it the newest."""
+    return min((cell.newest.started_at or cell.newest.at for cell in commit.cells), default=_NEVER)
+
+
+def _floor(moment: datetime, step: timedelta) -> datetime:
+    return moment - (moment - _NEVER) % step
+
+
+def _worst_first(backend: Backend) -> tuple[float, str]:
+    """Those of which nothing has completed come last."""
+    rate = backend.tally.pass_rate
+    return (2.0 if rate is None else rate), backend.downstream_repo
+
+
+def _stale(arrived: datetime | None) -> bool:
+    return arrived is not None and datetime.now(UTC) - arrived > STALE_AFTER
+
+
+def _level(found: Sequence[Commit]) -> str:
+    return found[0].level if found else ""

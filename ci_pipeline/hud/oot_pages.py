@@ -1,0 +1,214 @@
+"""The pages of out-of-tree CI, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import floor
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.templating import Jinja2Templates
+
+from ci_pipeline.hud.ci_runs import CiRuns, RunPage
+from ci_pipeline.hud.oot_backends import (
+    FAIR_RATE,
+    GOOD_RATE,
+    BackendPage,
+    Days,
+    Job,
+    JobDetails,
+    OotBackends,
+    PullRequest,
+    Step,
+    Summary,
+    Tally,
+    View,
+)
+from ci_pipeline.pipeline import Services
+
+RUNS_OF_COMMIT = 10
+
+STATES = {
+    "running": ("running", "●"),
+    "success": ("good", "✓"),
+    "failure": ("bad", "✗"),
+    "timed_out": ("bad", "◷"),
+    "cancelled": ("warn", "⊘"),
+    "action_required": ("warn", "!"),
+    "stale": ("warn", "?"),
+    "skipped": ("none", "–"),
+    "neutral": ("none", "○"),
+}
+"""The chip of a job: its kind and its symbol."""
+
+Page = Annotated[int, Query(ge=1, le=100_000)]
+Number = Annotated[int, Path(ge=1, lt=2**63)]
+Text = Annotated[str, Query(max_length=700)]
+PrFilter = Annotated[int | None, Query(ge=1, lt=2**63)]
+
+
+def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
+    """The routes of the pages; those below `/api` answer with what the pages show."""
+    router = APIRouter(tags=["out-of-tree"])
+    backends, ci_runs = OotBackends(services), CiRuns(services)
+    environment: Any = pages.env
+    environment.globals |= {"states": STATES, "tally_text": tally_text, "trend_paths": trend_paths, "job_url": job_url}
+    environment.filters |= {"percent": percent, "rate_kind": rate_kind, "seconds": seconds}
+
+    @router.get("/api/oot")
+    def summary(days: Days = 7, view: View = "pull_requests", page: Page = 1) -> Summary:
+        """All backends, the worst pass rate first. Jobs count when they began, retries each."""
+        return backends.summary(days, view, page)
+
+    @router.get("/api/oot/{org}/{repo}")
+    def backend(
+        org: str,
+        repo: str,
+        days: Days = 7,
+        view: View = "pull_requests",
+        job: Text = "",
+        conclusion: Text = "",
+        pr: PrFilter = None,
+        page: Page = 1,
+    ) -> BackendPage:
+        """One backend: health over `days`, and its commits by last activity, those with such a job."""
+        found = backends.backend(
+            f"{org}/{repo}", days, view, job=job.strip(), conclusion=conclusion, pr=pr or 0, page=page
+        )
+        if found is None:
+            raise HTTPException(404, f"{org}/{repo} has not reported any job.")
+        return found
+
+    @router.get("/api/oot/{org}/{repo}/jobs/{delivery_id}/{check_run_id}")
+    def job(org: str, repo: str, delivery_id: str, check_run_id: str) -> list[JobDetails]:
+        """One execution of a job, with its failed tests; several where its sender gave the same id twice."""
+        found = backends.jobs(f"{org}/{repo}", delivery_id, check_run_id)
+        if not found:
+            raise HTTPException(404, f"{org}/{repo} has not reported this job.")
+        return found
+
+    @router.get("/api/pr/{number}")
+    def pull_request(number: Number, upstream: Text = "") -> PullRequest:
+        """What the backends say about a pull request of `upstream` (owner/name; the project's own when left out)."""
+        return backends.pull_request(number, upstream)
+
+    def in_tree(found: PullRequest) -> list[RunPage]:
+        return ci_runs.latest(RUNS_OF_COMMIT, head_sha=found.head_sha) if found.head_sha else []
+
+    @router.get("/api/pr/{number}/runs")
+    def runs_of_pull_request(number: Number, upstream: Text = "") -> list[RunPage]:
+        """The in-tree CI runs of its newest commit."""
+        return in_tree(backends.pull_request(number, upstream))
+
+    @router.get("/oot", response_class=HTMLResponse, include_in_schema=False)
+    def summary_page(request: Request, days: Days = 7, view: View = "pull_requests", page: Page = 1) -> Response:
+        context = {"summary": backends.summary(days, view, page), "url": _url(request)}
+        return pages.TemplateResponse(request, "oot.html", context)
+
+    @router.get("/oot/{org}/{repo}", response_class=HTMLResponse, include_in_schema=False)
+    def backend_page(
+        request: Request,
+        org: str,
+        repo: str,
+        days: Days = 7,
+        view: View = "pull_requests",
+        job: Text = "",
+        conclusion: Text = "",
+        pr: Annotated[str, Query(pattern=r"^\s*#?\d{0,18}\s*$")] = "",
+        page: Page = 1,
+    ) -> Response:
+        number = int(pr.strip().removeprefix("#") or 0)
+        found = backend(org, repo, days, view, job, conclusion, number or None, page)
+        filters = {"job": job, "conclusion": conclusion, "pr": number or ""}
+        context = {"found": found, "filters": filters, "url": _url(request)}
+        return pages.TemplateResponse(request, "oot_backend.html", context)
+
+    @router.get(
+        "/oot/{org}/{repo}/jobs/{delivery_id}/{check_run_id}", response_class=HTMLResponse, include_in_schema=False
+    )
+    def job_page(request: Request, org: str, repo: str, delivery_id: str, check_run_id: str) -> Response:
+        context = {"found": job(org, repo, delivery_id, check_run_id)}
+        return pages.TemplateResponse(request, "oot_job.html", context)
+
+    def pr_page(request: Request, number: int, upstream: str = "") -> Response:
+        found = backends.pull_request(number, upstream)
+        return pages.TemplateResponse(request, "pr.html", {"found": found, "runs": in_tree(found)})
+
+    @router.get("/pr/{number}", response_class=HTMLResponse, include_in_schema=False)
+    def pr_of_profile(request: Request, number: Number) -> Response:
+        return pr_page(request, number)
+
+    @router.get("/{owner}/{name}/pull/{number}", response_class=HTMLResponse, include_in_schema=False)
+    def pr_of_upstream(request: Request, owner: str, name: str, number: Number) -> Response:
+        return pr_page(request, number, f"{owner}/{name}")
+
+    @router.get("/crcr", include_in_schema=False)
+    @router.get("/crcr/{rest:path}", include_in_schema=False)
+    def moved(request: Request, rest: str = "") -> Response:
+        """The address that these pages had before."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(quote(f"/oot/{rest}".rstrip("/")) + query, 308)
+
+    return router
+
+
+def job_url(job: Job) -> str:
+    parts = (job.downstream_repo, "jobs", quote(job.delivery_id, safe=""), quote(job.check_run_id, safe=""))
+    return f"/oot/{'/'.join(parts)}"
+
+
+def percent(rate: float | None) -> str:
+    """Rounded down: what is not all green is not 100 %."""
+    return "–" if rate is None else f"{floor(rate * 1000) / 10:.1f} %"
+
+
+def rate_kind(rate: float | None) -> tuple[str, str]:
+    """The chip of a pass rate: its kind and its symbol."""
+    if rate is None:
+        return "none", "–"
+    return ("good", "✓") if rate >= GOOD_RATE else ("warn", "▲") if rate >= FAIR_RATE else ("bad", "✗")
+
+
+def seconds(value: float | None) -> str:
+    """`12 s`, `3 min 20 s`, `1 h 5 min`."""
+    if value is None:
+        return "–"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    big, small, names = (*divmod(whole, 60), ("min", "s")) if whole < 3600 else (*divmod(whole // 60, 60), ("h", "min"))
+    return f"{big} {names[0]}" + (f" {small} {names[1]}" if small else "")
+
+
+def tally_text(tally: Tally) -> str:
+    """`3/4 passed, 1 running`."""
+    text = f"{tally.success}/{tally.total + tally.running} passed"
+    rest = {"failed": tally.failure, "timed out": tally.timed_out, "other": tally.other, "running": tally.running}
+    return ", ".join([text, *(f"{count} {name}" for name, count in rest.items() if count)])
+
+
+def trend_paths(trend: Iterable[Step], height: int = 20, of: str = "rate") -> list[tuple[str, str]]:
+    """The bars of a trend as SVG paths, one per kind of pass rate; `of` is what is drawn, the rate or the duration."""
+    steps = list(trend)
+    longest = max((step.average_duration or 0 for step in steps), default=0) or 1
+    paths: dict[str, list[str]] = {}
+    for place, step in enumerate(steps):
+        rate = step.tally.pass_rate
+        if rate is None:
+            continue
+        share = rate if of == "rate" else (step.average_duration or 0) / longest
+        kind = rate_kind(rate)[0] if of == "rate" else "none"
+        paths.setdefault(kind, []).append(f"M{place * 4 + 2} {height}v-{max(1.0, share * height):.1f}")
+    return [(kind, "".join(bars)) for kind, bars in paths.items()]
+
+
+def _url(request: Request) -> Any:
+    """The address of the same page with other parameters; another view begins on its first page."""
+
+    def url(**changed: object) -> str:
+        query = {**request.query_params, "page": "", **{name: str(value) for name, value in changed.items()}}
+        return f"{quote(request.url.path)}?{urlencode({name: value for name, value in query.items() if value})}"
+
+    return url
