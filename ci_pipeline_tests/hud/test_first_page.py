@@ -36,9 +36,11 @@ def client(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedde
     report = hostile / "artifacts" / "single-gpu_run_models_gpu_models_x_test_reports"
     report.mkdir(parents=True)
     (report / "stats.txt").write_text("= 1 failed in 1.00s =\n")
-    (report / "summary_short.txt").write_text("FAILED tests/x.py::t[<script>alert(1)</script>] - <img src=x onerror=a>\n")
+    (report / "summary_short.txt").write_text(
+        "FAILED tests/x.py::t[<script>alert(1)</script>] - <img src=x onerror=a>\n"
+    )
     run = build.run_json(build.NIGHTS[1]) | {"id": HOSTILE, "created_at": "2026-11-21T00:00:00Z"}
-    run |= {"html_url": "javascript:alert(1)", "name": "<i>CI</i>", "head_branch": "\"><svg onload=a>"}
+    run |= {"html_url": "javascript:alert(1)", "name": "<i>CI</i>", "head_branch": '"><svg onload=a>'}
     (hostile / "run.json").write_text(json.dumps(run))
     (hostile / "_SUCCESS").touch()
     settings = settings_at(home, embedded_warehouse.url.removesuffix("default") + "pages")
