@@ -1,0 +1,174 @@
+"""The action's script against a real relay: what other organisations' CI runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+import yaml
+
+from ci_pipeline.hud.relay import create_relay
+from ci_pipeline.oot.lifecycle import Dispatch
+from ci_pipeline.oot.relay import Relay
+from ci_pipeline.settings import OotSettings
+from ci_pipeline_tests.oot.conftest import callback
+from ci_pipeline_tests.servers.base import Request, Response, Server
+from ci_pipeline_tests.servers.oidc import OidcServer
+
+ACTION = Path(__file__).parents[2] / "action"
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.test_a" name="test_ok" time="0.1"/>
+<testcase classname="tests.test_a" name="test_bad" file="tests/test_a.py" time="1,234.5">
+<failure message="boom &lt;b&gt;">Traceback</failure></testcase>
+<testcase classname="tests.test_a" name="test_empty"><error message="no fixture"/></testcase>
+<testcase classname="tests.test_a" name="test_skip"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+class IdentityServer(Server):
+    """Plays the part of GitHub's runner that hands out tokens."""
+
+    def __init__(self, issuer: OidcServer) -> None:
+        super().__init__()
+        self.issuer = issuer
+
+    def handle(self, request: Request) -> Response:
+        assert request.headers["authorization"] == "Bearer runner-token"
+        return Response(body={"value": self.issuer.token("org/backend", aud=request.query["audience"])})
+
+
+@pytest.fixture
+def relay(settings: OotSettings) -> Iterator[tuple[str, Relay]]:
+    """The relay's address and the relay; `delivery-1` was dispatched."""
+    app = create_relay(settings, "org/upstream")
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    relay: Relay = app.state.relay
+    relay.store.register_dispatch(Dispatch("delivery-1", "org/backend", 1000.0, 7, "a" * 40)).result()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/github/callback", relay
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@pytest.fixture
+def job(tmp_path: Path, issuer: OidcServer, relay: tuple[str, Relay]) -> Iterator[dict[str, str]]:
+    """The environment of a step that GitHub dispatched."""
+    envelope = {name: value for name, value in callback().items() if name != "workflow"}
+    event = tmp_path / "event.json"
+    event.write_text(json.dumps({"action": "upstream", "client_payload": envelope}))
+    with IdentityServer(issuer) as identity:
+        yield {
+            "PATH": os.environ["PATH"],
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_EVENT_PATH": str(event),
+            "GITHUB_REPOSITORY": "org/backend",
+            "GITHUB_WORKFLOW": "CI",
+            "GITHUB_JOB": "test",
+            "GITHUB_RUN_ID": "1",
+            "GITHUB_RUN_ATTEMPT": "1",
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{identity.url}/token?api=1",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "runner-token",
+            "OOT_CALLBACK_URL": relay[0],
+            "OOT_JOB_NAME": "test (py3.12)",
+            "OOT_CHECK_RUN_ID": "101",
+        }
+
+
+def report(env: dict[str, str], **settings: str) -> subprocess.CompletedProcess[str]:
+    env = env | {f"OOT_{name}": value for name, value in settings.items()}
+    command = [sys.executable, "-I", "-S", str(ACTION / "report.py")]  # the standard library alone
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_a_job_reports_its_beginning_and_its_end_with_what_failed(
+    job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path
+):
+    (tmp_path / "junit").mkdir()
+    (tmp_path / "junit" / "results.xml").write_text(JUNIT)
+    begun = report(job, STATUS="in_progress")
+    assert (begun.returncode, json.loads(begun.stdout)) == (0, {"ok": True, "status": "in_progress"})
+    ended = report(
+        job,
+        STATUS="completed",
+        CONCLUSION="failure",
+        FAILED_TESTS=str(tmp_path / "junit"),
+        ARTIFACT_URL="https://example.org/logs.zip",
+        ENVIRONMENT='{"driver": "1.2"}',
+    )
+    assert json.loads(ended.stdout)["status"] == "completed", ended.stderr
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    assert record["conclusion"] == "failure"
+    assert [record[f"{name}_tests"] for name in ("passed", "failed", "skipped", "total")] == [1, 2, 1, 4]
+    failed: list[dict[str, Any]] = json.loads(str(record["failed_tests_json"]))
+    assert [test["message"] for test in failed] == ["boom <b>", "no fixture"]
+    assert failed[0]["duration_seconds"] == 1234.5
+    assert record["artifact_url"] == "https://example.org/logs.zip"
+    assert record["workflow_run_url"] == "https://github.com/org/backend/actions/runs/1"
+
+
+def test_a_pytest_report_folder_says_what_failed(job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path):
+    (tmp_path / "stats.txt").write_text("=== 1 failed, 3 passed, 1 error in 2.00s ===\n")
+    (tmp_path / "summary_short.txt").write_text(
+        "PASSED tests/test_a.py::test_ok\n"
+        "FAILED tests/test_a.py::test_bad[a b] - ValueError: no\n"
+        "ERROR tests/test_b.py\n"
+    )
+    report(job, STATUS="in_progress")
+    report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(tmp_path))
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    assert record["failed_tests"] == 2
+    names = [test["name"] for test in json.loads(str(record["failed_tests_json"]))]
+    assert names == ["tests/test_a.py::test_bad[a b]", "tests/test_b.py"]
+
+
+def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay: tuple[str, Relay]):
+    done = report(job, STATUS="completed", CONCLUSION="success", NIGHTLY="b" * 40, UPSTREAM="org/upstream")
+    assert json.loads(done.stdout)["status"] == "completed", done.stderr
+    record = relay[1].store.record(f"org/backend/{'b' * 40}/CI/test (py3.12)/101")
+    assert record
+    assert record["pytorch_head_sha"] == "b" * 40
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"CALLBACK_URL": "http://127.0.0.1:9/github/callback"}, "could not be told"),
+        ({"CALLBACK_URL": "http://relay.example/github/callback"}, "https"),
+        ({"STATUS": "done"}, "in_progress or completed"),
+        ({"STATUS": "completed"}, "OOT_CONCLUSION"),
+        ({"STATUS": "completed", "CONCLUSION": "success"}, "409"),
+        ({"TOKEN": "forged"}, "401"),
+        ({"ENVIRONMENT": "{", "STATUS": "in_progress"}, "not JSON"),
+    ],
+)
+def test_what_goes_wrong_fails_the_job_only_if_asked(job: dict[str, str], wrong: dict[str, str], says: str):
+    quiet = report(job, **{"STATUS": "in_progress", **wrong})
+    assert (quiet.returncode, says in quiet.stderr) == (0, True), quiet.stderr
+    assert quiet.stderr.startswith("::warning::")
+    assert quiet.stderr.count("\n") == 1
+    assert report(job, **{"STATUS": "in_progress", "FAIL_ON_ERROR": "true", **wrong}).returncode == 1
+
+
+def test_every_input_of_the_action_reaches_the_script():
+    action = yaml.safe_load((ACTION / "action.yml").read_text())
+    env = action["runs"]["steps"][0]["env"]
+    used = " ".join(env.values())
+    assert [name for name in action["inputs"] if f"inputs.{name} " not in used] == []
+    script = (ACTION / "report.py").read_text()
+    read = [name.removeprefix("OOT_") for name in env]
+    assert [name for name in read if f'"{name}"' not in script] == []
