@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ci_pipeline.analysis.job_results import UNCLASSIFIED
-from ci_pipeline.model import CiRun, JobReport, RunDiffRow, TestReport
+from ci_pipeline.model import CiRun, Counts, JobReport, RunDiffRow, TestReport
 from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_job_result_table(run: CiRun, reports: Sequence[JobReport]) -> pa.Table:
                 reasons[problem.matrix_entry, problem.device].append(problem.reason)
         for entry, device in dict.fromkeys((*by_key, *reasons)):
             own = by_key[entry, device]
-            counts = [test_report.counts for test_report in own if test_report.counts]
+            counts = [test_report.counts or _named(test_report) for test_report in own]
             result = report.results.get(entry) or report.results.get(report.test_job) or {}
             rows.append(
                 {
@@ -76,6 +76,12 @@ def category_result_table(run: CiRun, reports: Sequence[JobReport], profile: Pro
             for device in devices
         ]
     return _table(run, rows, CATEGORY_RESULT)
+
+
+def _named(report: TestReport) -> Counts:
+    """The totals of a report whose closing line is lost, as far as its outcomes tell: never more than was seen."""
+    seen = Counter(outcome.outcome for outcome in report.outcomes)
+    return Counts(failed=seen["failed"], errors=seen["error"])
 
 
 def run_diff_table(run: CiRun, rows: Sequence[RunDiffRow]) -> pa.Table:

@@ -53,6 +53,13 @@ def test_a_device_without_a_report_has_a_row_that_says_why() -> None:
     ]
 
 
+def test_the_failing_tests_of_a_killed_job_are_counted_as_far_as_they_were_seen() -> None:
+    seen = (TestOutcome("tests/models/bert/test_modeling_bert.py::t", "failed"),)
+    killed = job_report(RUN, "run_models_gpu", [TestReport(SINGLE, None, seen)], [], PROFILE)
+    (row,) = job_result_table(RUN, [killed]).to_pylist()
+    assert (row["failed"], row["success"]) == (1, 0)
+
+
 def test_every_category_has_a_row_and_errors_have_their_own_column() -> None:
     table = category_result_table(RUN, [report()], PROFILE)
     assert table.schema == CATEGORY_RESULT
