@@ -1,4 +1,4 @@
-"""Whether what we are about to publish agrees with itself. Every function answers with one line for each contradiction."""
+"""Whether what we are about to publish agrees with itself: every function answers a line for each contradiction."""
 
 # pyright: reportUnknownParameterType=false
 
