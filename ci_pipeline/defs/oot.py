@@ -133,7 +133,7 @@ def oot_reconciliation(
                 check_name="store_and_warehouse_agree",
                 passed=not astray,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"found": show.lines(astray)} if astray else {},
+                metadata={"found": show.table([{"dynamoKey": key} for key in astray])} if astray else {},
             )
         ],
     )

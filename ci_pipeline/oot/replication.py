@@ -30,8 +30,9 @@ TABLE = "oot_workflow_job"
 BATCH = 500
 """Changes of one insert: a change may hold a megabyte of failed tests."""
 
-PAUSE = 0.5
-"""Seconds between two looks at a store where nothing changed."""
+PAUSE = 1.0
+"""Seconds between two looks at a store where little changes: DynamoDB lets a shard be read five times a second, and an
+empty one is read three times each."""
 
 _TIMES = ("started_at", "completed_at")
 _MEASURED = ("queue_time", "execution_time")
