@@ -8,7 +8,6 @@ fetch → read → job_reports → run_diff → compared → hub_files → slack
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
@@ -193,9 +191,8 @@ def fetch(run: CiRun, services: Services, progress: Progress | None = None) -> F
     Raises:
         SourceError: the source does not have it, or cannot be asked; one line.
     """
-    with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
-        fetched = services.source.fetch(run, Path(folder, run.key), progress=progress)
-        services.raw.put(run.key, Path(folder, run.key))
+    with services.raw.new(run.key) as folder:
+        fetched = services.source.fetch(run, folder, progress=progress)
     services.forget(run.key)
     return fetched
 

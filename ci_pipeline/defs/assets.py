@@ -79,7 +79,7 @@ def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[
     def fetch(key: str) -> Any:
         run = pipeline.fetch(pipeline.run_at_source(key, services), services)
         missing.extend(f"{key}: {name}" for name in consistency.missing_artifacts(run))
-        context.add_asset_metadata(show.fetched(run), partition_key=key)
+        tell(context, lambda: show.fetched(run))
         return pipeline.ci_run_table(run)
 
     yield dg.MaterializeResult(value=each_run(context, fetch))
@@ -135,9 +135,9 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
         reports[key], outcomes = tables
         miscounted.extend(consistency.miscounted(reports[key], outcomes))
         untraced.extend(consistency.without_trace(outcomes))
-        totals = show.sums(reports[key], ["test_job", "device"], ["passed", "failed", "errors", "skipped"])
-        context.add_asset_metadata(totals, asset_key="test_reports", partition_key=key)
-        context.add_asset_metadata(show.counts(outcomes, "outcome"), asset_key="test_outcomes", partition_key=key)
+        totals = ["passed", "failed", "errors", "skipped"]
+        tell(context, lambda: show.sums(reports[key], ["test_job", "device"], totals), "test_reports")
+        tell(context, lambda: show.counts(outcomes, "outcome"), "test_outcomes")
         return outcomes
 
     yield dg.Output(each_run(context, read, "test_outcomes"), "test_outcomes")
@@ -186,10 +186,9 @@ def count_results(
         reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
         by_job = pipeline.job_results(run, reports)
         by_category[key] = pipeline.category_results(run, reports, services.profile)
-        totals = show.sums(by_job, ["test_job", "device"], ["failed", "errors", "success", "skipped"])
-        context.add_asset_metadata(totals, asset_key="job_results", partition_key=key)
-        totals = show.sums(by_category[key], ["test_job", "category"], ["failed", "errors"])
-        context.add_asset_metadata(totals, asset_key="category_results", partition_key=key)
+        totals = ["failed", "errors", "success", "skipped"]
+        tell(context, lambda: show.sums(by_job, ["test_job", "device"], totals), "job_results")
+        tell(context, lambda: show.sums(by_category[key], ["test_job", "category"], totals[:2]), "category_results")
         return by_job
 
     yield dg.Output(each_run(context, count, "job_results"), "job_results")
@@ -232,7 +231,7 @@ def run_diff(
         outcomes = test_outcomes[key]
         table = pipeline.run_diff(services.fetched(key), test_reports[key], outcomes, services, known)
         unfounded.extend(consistency.unfounded(table, outcomes))
-        context.add_asset_metadata(show.diff(table), partition_key=key)
+        tell(context, lambda: show.diff(table))
         return table
 
     yield dg.MaterializeResult(value=each_run(context, diff))
@@ -263,7 +262,7 @@ def hub_dataset_files(
         run, outcomes = services.fetched(key), test_outcomes[key]
         reports = pipeline.job_reports(run, test_reports[key], outcomes, services.profile, every_outcome=True)
         files = pipeline.hub_files(pipeline.compared(reports, run_diff[key], services), outcomes, services)
-        context.add_asset_metadata(show.files(files), partition_key=key)
+        tell(context, lambda: show.files(files))
         return files
 
     return dg.MaterializeResult(value=each_run(context, upload))
@@ -296,7 +295,7 @@ def slack_report(
         reports = pipeline.compared(reports, run_diff[key], services)
         threads = pipeline.threads(run, reports, hub_dataset_files[key], services)
         posted = pipeline.post_threads(threads, run.run, services)
-        context.add_asset_metadata(show.slack(threads, posted), partition_key=key)
+        tell(context, lambda: show.slack(threads, posted))
 
     dict(each_run(context, report))
     return dg.MaterializeResult()
@@ -344,6 +343,12 @@ def each_run(
     return one_by_one()
 
 
+def tell(context: dg.AssetExecutionContext, metadata: Callable[[], show.Metadata], asset: str | None = None) -> None:
+    """Show something of a CI run. Not in a range, where Dagster takes longer to write this down than we to make it."""
+    if not is_range(context):
+        context.add_asset_metadata(metadata(), asset_key=asset)
+
+
 def finding(check: str, found: Iterable[str], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
     found = list(found)
     shown = {"found": show.lines(found)} if found else {}
@@ -351,8 +356,8 @@ def finding(check: str, found: Iterable[str], severity: dg.AssetCheckSeverity) -
 
 
 def is_range(context: dg.AssetExecutionContext) -> bool:
-    return len(context.partition_keys) > 1
+    return ASSET_PARTITION_RANGE_START_TAG in context.run.tags
 
 
 def is_backfill(context: dg.AssetExecutionContext) -> bool:
-    return not {ASSET_PARTITION_RANGE_START_TAG, BACKFILL_ID_TAG}.isdisjoint(context.run.tags)
+    return is_range(context) or BACKFILL_ID_TAG in context.run.tags
