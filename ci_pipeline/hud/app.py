@@ -17,11 +17,14 @@ from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
+from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
+from ci_pipeline.hud.relay import relay_lifespan
+from ci_pipeline.hud.relay import router as relay_router
 from ci_pipeline.model import CiRun
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
-from ci_pipeline.settings import Settings
+from ci_pipeline.settings import OotSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,27 @@ class NavigationEntry(NamedTuple):
     text: str
 
 
-def create_app(settings: Settings, profile: Profile) -> FastAPI:
-    """The application of one deployment. Without a warehouse it starts all the same, and says what is missing."""
-    app = FastAPI(title="ci_pipeline", docs_url=None, redoc_url=None)
+def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | None = None) -> FastAPI:
+    """The application of one deployment; with `relay`, that of out-of-tree CI too.
+
+    Without a warehouse it starts all the same, and says what is missing.
+    """
+    app = FastAPI(
+        title="ci_pipeline",
+        lifespan=(lambda app: relay_lifespan(app, relay, profile.repository)) if relay else None,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.middleware("http")(_with_headers)
     pages = templates(settings, profile)
     services = Services(settings, profile)
     ci_runs = CiRuns(services)
     app.include_router(oot_router(services, pages))
+    app.state.metrics = Metrics(services)
+    app.include_router(app.state.metrics.router())
+    if relay:
+        app.include_router(relay_router)
 
     @app.get("/", response_class=HTMLResponse)
     def index(request: Request) -> Response:

@@ -336,7 +336,6 @@ def _backend(repo: str, rows: Sequence[Row], times: Sequence[datetime]) -> Backe
         return sum(row[name] for row in rows)
 
     by_time: dict[datetime, Row] = {row["began"]: row for row in rows}
-    empty = dict.fromkeys(("running", "success", "failure", "timed_out", "total", "duration", "durations"), 0)
     return Backend(
         downstream_repo=repo,
         level=rows[-1]["level"],

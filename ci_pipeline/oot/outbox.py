@@ -62,6 +62,10 @@ class Outbox:
             self._progress.wait_for(lambda: self._down or self._delivered >= newest, self._patience)
             return self._delivered >= newest
 
+    def pending(self) -> int:
+        """How many messages wait to be delivered."""
+        return self._store.pending_messages()
+
     def close(self) -> None:
         self._closed.set()
         self._wake.set()

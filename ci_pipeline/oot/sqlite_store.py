@@ -220,6 +220,10 @@ class SqliteStore:
         query = "SELECT id, body FROM message WHERE refused IS NULL ORDER BY id LIMIT ?"
         return [(row["id"], row["body"]) for row in self._query(query, limit)]
 
+    def pending_messages(self) -> int:
+        """How many there are."""
+        return self._query("SELECT count(*) FROM message WHERE refused IS NULL")[0][0]
+
     def newest_message(self) -> int:
         """The id of the last that was ever kept, 0 when there was none."""
         return self._query("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'")[0][0]

@@ -119,10 +119,11 @@ def _callbacks(upstream: str, now: float) -> Iterator[tuple[Callback, record.Rec
                     began = at + queued + (attempt - 1) * (backend.minutes * 60 + 300)
                     body = {**common, "workflow": _workflow(backend, job, sha, attempt, "in_progress", began)}
                     yield _read(backend, body, upstream, began)
-                    if n == 0 and place == len(backend.jobs) - 1:
+                    ended = began + _seconds(backend, job, sha)
+                    if ended > now:
                         continue  # still running
                     body = {**common, "workflow": _completed(backend, job, sha, attempt, began)}
-                    yield _read(backend, body, upstream, began + _seconds(backend, job, sha))
+                    yield _read(backend, body, upstream, ended)
 
 
 def _read(backend: Backend, body: dict[str, Any], upstream: str, at: float) -> tuple[Callback, record.Record, float]:
@@ -178,7 +179,7 @@ def _seconds(backend: Backend, job: str, sha: str) -> float:
 
 
 def _hours_ago(n: int) -> float:
-    return 0.4 + 5 * n
+    return 0.5 + 5 * n
 
 
 def _chance(*of: str) -> int:

@@ -19,6 +19,12 @@ def arrived(client: Client) -> tuple[datetime | None, datetime | None]:
     return _moment(row["arrived"]), _moment(row["counted"])
 
 
+def lag(client: Client) -> float | None:
+    """Seconds from the store to the warehouse, of what arrived last."""
+    rows = _rows(client, "oot_lag")
+    return rows[0]["lag"] if rows else None
+
+
 def count_hours(client: Client) -> None:
     """Bring `oot_backend_hour` up to what has arrived."""
     [row] = ask(client, "oot_arrived").named_results()

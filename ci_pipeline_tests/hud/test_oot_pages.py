@@ -1,0 +1,445 @@
+"""The pages of out-of-tree CI, over rows that really went through the replication into a real warehouse."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ci_pipeline.hud.app import create_app
+from ci_pipeline.hud.oot_pages import percent, rate_kind, seconds
+from ci_pipeline.oot import replication
+from ci_pipeline.oot.sqlite_store import SqliteStore
+from ci_pipeline.profile import load_profile
+from ci_pipeline.sample import oot as sample
+from ci_pipeline.settings import load_oot_settings, load_settings
+from ci_pipeline.warehouse import oot
+from ci_pipeline.warehouse.client import connect, migrate
+from ci_pipeline.warehouse.embedded import Embedded
+from ci_pipeline_tests.hud.oot_rows import HOSTILE, job, put
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+UPSTREAM = "huggingface/transformers"
+CINDER = "cinder-ai/torch-cinder"
+
+
+def app_at(home: Path, url: str) -> TestClient:
+    settings = load_settings(CI_PIPELINE_HOME=home, CI_PIPELINE_WAREHOUSE_URL=url)
+    return TestClient(create_app(settings, load_profile("transformers")), base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded) -> TestClient:
+    """The pages over the sample's callbacks."""
+    home = tmp_path_factory.mktemp("home")
+    url = embedded_warehouse.url.removesuffix("default") + "oot_sample"
+    client = connect(url)
+    migrate(client)
+    with closing(SqliteStore(home / "oot.sqlite")) as store:
+        assert sample.feed(store, UPSTREAM) > 100
+        assert sample.feed(store, UPSTREAM) == 0
+        replication.replicate_all(store, client)
+    return app_at(home, url)
+
+
+@pytest.fixture
+def client(tmp_path: Path, warehouse: Client, warehouse_url: str) -> Iterator[TestClient]:
+    """The pages over the test's own warehouse."""
+    with app_at(tmp_path, warehouse_url) as client:
+        yield client
+
+
+def text(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+def api(client: TestClient, path: str, **query: object) -> Any:
+    response = client.get(f"/api{path}", params={name: str(value) for name, value in query.items()})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+# --- /oot -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_backend_is_first(sampled: TestClient) -> None:
+    rates = [backend["tally"]["pass_rate"] for backend in api(sampled, "/oot", days=30)["backends"]]
+    assert len(rates) == 3
+    assert rates == sorted(rates)
+    page = sampled.get("/oot?days=30").text
+    assert page.index(CINDER) < page.index("aurora-chips/torch-aurora")
+
+
+def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(), job(event_type="nightly", pr_number=0, check_run_id="2", conclusion="failure"))
+    [of_prs] = api(client, "/oot")["backends"]
+    [of_nights] = api(client, "/oot", view="nightlies")["backends"]
+    assert (of_prs["tally"]["success"], of_prs["tally"]["failure"]) == (1, 0)
+    assert (of_nights["tally"]["success"], of_nights["tally"]["failure"]) == (0, 1)
+
+
+def test_jobs_count_in_the_window_in_which_they_began(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, *(job(hours_ago=hours, check_run_id=str(hours)) for hours in (2, 50, 24 * 20, 24 * 60)))
+    totals = {days: api(client, "/oot", days=days)["backends"][0]["tally"]["total"] for days in (1, 7, 30)}
+    assert totals == {1: 1, 7: 2, 30: 3}
+
+
+def test_a_job_that_arrives_twice_counts_once(warehouse: Client, client: TestClient) -> None:
+    for _ in range(3):
+        put(warehouse, job(conclusion="failure"))
+    [backend] = api(client, "/oot")["backends"]
+    assert backend["tally"]["failure"] == backend["tally"]["total"] == 1
+
+
+def test_a_job_that_was_given_up_and_then_completed_counts_as_completed(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(conclusion=""))
+    assert api(client, "/oot")["backends"][0]["tally"]["running"] == 1
+    put(warehouse, job(conclusion="timed_out", minutes=360), version=2)
+    oot.count_hours(warehouse)
+    assert api(client, "/oot")["backends"][0]["tally"]["timed_out"] == 1
+    put(warehouse, job(conclusion="success", minutes=400), version=3)
+    oot.count_hours(warehouse)
+    tally = api(client, "/oot")["backends"][0]["tally"]
+    assert tally == {
+        "running": 0, "success": 1, "failure": 0, "timed_out": 0, "other": 0, "total": 1, "pass_rate": 1.0
+    }  # fmt: skip
+
+
+def test_a_late_in_progress_does_not_win_over_completed(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(), version=5)
+    put(warehouse, job(conclusion=""), version=4)
+    assert api(client, "/oot")["backends"][0]["tally"]["running"] == 0
+    assert api(client, "/pr/7")["backends"][0]["newest"]["cells"][0]["newest"]["state"] == "success"
+
+
+def test_averages_leave_out_what_was_not_measured(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(minutes=10, queue_time=30.0),
+        job(minutes=20, check_run_id="2"),
+        job(conclusion="", check_run_id="3"),
+    )
+    [backend] = api(client, "/oot")["backends"]
+    assert backend["average_duration"] == 900
+    assert backend["average_queue_time"] == 30
+
+
+def test_the_trend_has_a_step_for_every_day(sampled: TestClient) -> None:
+    backend = api(sampled, "/oot", days=30)["backends"][0]
+    assert len(backend["trend"]) == 31
+    assert sum(step["tally"]["total"] for step in backend["trend"]) == backend["tally"]["total"]
+    assert '<path class="' in sampled.get("/oot").text
+
+
+def test_new_jobs_are_on_the_page_at_once(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job())
+    assert api(client, "/oot")["backends"][0]["tally"]["total"] == 1
+    put(warehouse, job(check_run_id="2"))
+    deadline = time.monotonic() + 5
+    while api(client, "/oot")["backends"][0]["tally"]["total"] != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_old_data_says_since_when(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job())
+    assert "Nothing has arrived since" not in client.get("/oot").text
+    # An arrival of three hours ago.
+    warehouse.command("ALTER TABLE oot_workflow_job DROP PROJECTION newest", settings={"mutations_sync": 1})
+    warehouse.command("TRUNCATE TABLE oot_workflow_job")
+    warehouse.command("ALTER TABLE oot_workflow_job MODIFY COLUMN _inserted_at MATERIALIZED now64(9) - INTERVAL 3 HOUR")
+    put(warehouse, job())
+    assert "Nothing has arrived since" in text(client.get("/oot").text)
+    assert api(client, "/oot")["stale"] is True
+
+
+def test_a_warehouse_without_jobs_says_how_they_come(client: TestClient) -> None:
+    assert "POST /github/callback" in text(client.get("/oot").text)
+    assert client.get("/oot/nobody/nothing").status_code == 404
+    assert "No out-of-tree backend has reported" in text(client.get("/pr/1").text)
+
+
+# --- /oot/{org}/{repo} ----------------------------------------------------------------------------------------------
+
+
+def test_the_matrix_has_pull_requests_and_jobs(sampled: TestClient) -> None:
+    page = text(sampled.get(f"/oot/{CINDER}").text)
+    for number in sample.PULL_REQUESTS:
+        assert f"#{number}" in page
+    assert "test (core)" in page
+    found = api(sampled, f"/oot/{CINDER}")
+    assert found["columns"] == [["Out-of-tree CI", "build"], ["Out-of-tree CI", "test (core)"]]
+    assert [commit["pr_number"] for commit in found["commits"]] == list(sample.PULL_REQUESTS)
+
+
+def test_a_retry_is_shown_and_the_newest_attempt_counts(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(conclusion="failure", hours_ago=3),
+        job(run_attempt=2, check_run_id="2", hours_ago=1),
+        # A clock that is wrong does not make an old attempt the newest.
+        job(run_attempt=1, check_run_id="3", conclusion="failure", hours_ago=-5),
+    )
+    [commit] = api(client, "/oot/org/backend")["commits"]
+    [cell] = commit["cells"]
+    assert cell["newest"]["run_attempt"] == 2
+    assert len(cell["earlier"]) == 2
+    assert commit["tally"]["pass_rate"] == 1.0
+    assert "↻2" in client.get("/oot/org/backend").text
+
+
+def test_a_new_run_counts_over_the_retries_of_an_old_one(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(run_attempt=3, hours_ago=5),
+        job(run_id="200", check_run_id="2", conclusion="failure", hours_ago=1),
+    )
+    [commit] = api(client, "/oot/org/backend")["commits"]
+    assert commit["cells"][0]["newest"]["state"] == "failure"
+
+
+def test_a_red_cell_opens_its_failed_tests(sampled: TestClient) -> None:
+    page = sampled.get(f"/oot/{CINDER}?job=test&days=30&view=nightlies").text
+    links = re.findall(r'class="bad" href="([^"]+)" title="failure', page)
+    assert links
+    details = " ".join(text(sampled.get(link).text) for link in links)
+    assert "TestOps.test_matmul_float16" in details
+    assert "Stack trace" in details
+    assert "artifacts" in details
+
+
+def test_filters_find_commits_with_such_a_job(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(pr_number=1, delivery_id="d1", pytorch_head_sha="1" * 40, conclusion="failure", job_name="ops"),
+        job(pr_number=2, delivery_id="d2", pytorch_head_sha="2" * 40, job_name="ops"),
+        job(pr_number=3, delivery_id="d3", pytorch_head_sha="3" * 40, conclusion="", job_name="core"),
+    )
+
+    def found(**filters: object) -> set[int]:
+        return {commit["pr_number"] for commit in api(client, "/oot/org/backend", **filters)["commits"]}
+
+    assert found() == {1, 2, 3}
+    assert found(job="OPS") == {1, 2}
+    assert found(conclusion="failure") == {1}
+    assert found(conclusion="running") == {3}
+    assert found(job="core", conclusion="success") == set()
+    assert found(pr=2) == {2}
+    assert "no job matches" in text(client.get("/oot/org/backend?job=nothing").text)
+    assert "#2" in text(client.get("/oot/org/backend?pr=%232").text)
+
+
+def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        *(
+            job(pr_number=n, delivery_id=f"d{n}", pytorch_head_sha=f"{n:040}", check_run_id=str(n), hours_ago=n / 10)
+            for n in range(1, 46)
+        ),
+    )
+    seen: list[int] = []
+    path = "/oot/org/backend"
+    while path:
+        page = client.get(path).text
+        seen += map(int, re.findall(r">#(\d+)</a>", page))
+        older = re.findall(r'rel="next" href="([^"]+)"', page)
+        path = older[0].replace("&amp;", "&") if older else ""
+    assert seen == list(range(1, 46))
+
+
+def test_failed_tests_that_were_left_out_are_counted(warehouse: Client, client: TestClient) -> None:
+    tests = json.dumps([{"name": "t1"}, {"name": "t2", "omitted": 98}])
+    put(warehouse, job(conclusion="failure", failed_tests=100, total_tests=200, failed_tests_json=tests))
+    assert "2 of 100 are listed" in text(client.get("/oot/org/backend/jobs/delivery-1/1").text)
+
+
+@pytest.mark.parametrize("broken", ["{", "7", '["x", null]', "[" * 5000, '{"a": 1}'])
+def test_failed_tests_that_are_no_list_do_not_break_the_page(
+    warehouse: Client, client: TestClient, broken: str
+) -> None:
+    put(warehouse, job(conclusion="failure", failed_tests_json=broken, environment=broken))
+    assert client.get("/oot/org/backend/jobs/delivery-1/1").status_code == 200
+
+
+# --- /pr/{number} ---------------------------------------------------------------------------------------------------
+
+
+def test_the_section_of_a_pull_request_counts_passed_and_running(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        *(job(job_name=f"job {n}", check_run_id=str(n), conclusion="" if n == 3 else "success") for n in range(4)),
+    )
+    page = text(client.get("/pr/7").text)
+    assert "Out-of-Tree Backends ● 3/4 passed, 1 running" in page
+
+
+def test_a_backend_that_only_saw_an_earlier_commit_says_so(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job("org/slow", hours_ago=8),
+        job("org/quick", hours_ago=8),
+        job("org/quick", delivery_id="d2", pytorch_head_sha="b" * 40, hours_ago=1, conclusion="failure"),
+    )
+    backends = {entry["newest"]["downstream_repo"]: entry for entry in api(client, "/pr/7")["backends"]}
+    assert backends["org/slow"]["outdated"] is True
+    assert backends["org/quick"]["outdated"] is False
+    assert backends["org/quick"]["newest"]["tally"]["failure"] == 1
+    assert len(backends["org/quick"]["earlier"]) == 1
+    assert "of an earlier commit" in text(client.get("/pr/7").text)
+
+
+def test_pull_requests_of_two_upstreams_are_told_apart(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(),
+        job(upstream_repo="other/upstream", delivery_id="d2", pytorch_head_sha="b" * 40, job_name="theirs"),
+    )
+    assert "theirs" not in client.get("/pr/7").text
+    assert "theirs" in client.get("/other/upstream/pull/7").text
+    assert api(client, "/pr/7")["other_upstreams"] == ["other/upstream"]
+    assert api(client, "/pr/7", upstream="other/upstream")["head_sha"] == "b" * 40
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+PATHS = ("/oot", "/oot?view=nightlies&days=1", f"/oot/{CINDER}", f"/oot/{CINDER}?view=nightlies", "/pr/4242", "/pr/9")
+
+
+def test_every_link_of_the_pages_leads_somewhere(sampled: TestClient) -> None:
+    seen: set[str] = set()
+    for path in PATHS:
+        page = sampled.get(path).text
+        seen |= {link.replace("&amp;", "&") for link in re.findall(r'(?:href|src)="(/[^"]*)"', page)}
+    assert len(seen) > 30
+    for link in seen:
+        assert sampled.get(link).status_code == 200, link
+
+
+def test_the_former_addresses_lead_to_the_new_ones(sampled: TestClient) -> None:
+    for old, new in (
+        ("/crcr", "/oot"),
+        ("/crcr/a/b?days=1", "/oot/a/b?days=1"),
+        ("/crcr//evil.example", "/oot//evil.example"),
+    ):
+        response = sampled.get(old, follow_redirects=False)
+        assert (response.status_code, response.headers["location"]) == (308, new)
+
+
+@pytest.mark.parametrize("query", ["days=2", "days=x", "view=all", "page=0", "page=-1", f"page={10**30}", "pr=x"])
+def test_wrong_parameters_are_refused(sampled: TestClient, query: str) -> None:
+    assert sampled.get(f"/oot/{CINDER}?{query}").status_code == 422
+
+
+def test_the_apis_are_described(sampled: TestClient) -> None:
+    paths = sampled.get("/openapi.json").json()["paths"]
+    assert {"/api/oot", "/api/oot/{org}/{repo}", "/api/pr/{number}", "/readyz", "/metrics"} <= set(paths)
+    assert not any(path.startswith(("/oot", "/pr", "/crcr")) for path in paths)
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_nothing_that_a_backend_sends_becomes_markup(warehouse: Client, client: TestClient, payload: str) -> None:
+    tests = json.dumps([dict.fromkeys(("name", "file", "message", "stacktrace", "duration_seconds"), payload)])
+    texts = dict.fromkeys(
+        (
+            *("downstream_repo_level", "pytorch_head_sha", "workflow_name", "workflow_run_url", "job_name"),
+            *("run_id", "artifact_url", "conclusion", "upstream_repo"),
+        ),
+        payload,
+    )
+    put(warehouse, job(**texts, failed_tests_json=tests, environment=json.dumps({payload: payload})))
+    pages = (
+        "/oot",
+        "/oot/org/backend",
+        "/oot/org/backend/jobs/delivery-1/1",
+        "/pr/7",
+        f"/oot/org/backend?job={payload}",
+    )
+    for path in pages:
+        response = client.get(path)
+        assert response.status_code == 200
+        found = _Elements()
+        found.feed(response.text)
+        assert not found.tags & {"img", "iframe", "object"}
+        assert response.text.count("<script") == 1
+        assert not any(name.startswith("on") or name == "style" for name, _ in found.attributes)
+        assert not any(
+            value.lower().startswith("javascript") for name, value in found.attributes if name in ("href", "src")
+        )
+
+
+# --- operation ------------------------------------------------------------------------------------------------------
+
+
+def test_readyz_asks_the_warehouse(sampled: TestClient, tmp_path: Path) -> None:
+    assert sampled.get("/readyz").json() == {"status": "ok"}
+    down = app_at(tmp_path, "http://127.0.0.1:9/default")
+    assert down.get("/readyz").status_code == 503
+    assert "warehouse" in down.get("/readyz").json()["detail"]
+    assert "warehouse_up 0.0" in down.get("/metrics").text
+
+
+def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    put(warehouse, job())
+    (tmp_path / "allowlist.yml").write_text("L2: [org/backend]\n")
+    environment = {
+        "CI_PIPELINE_HOME": tmp_path,
+        "CI_PIPELINE_WAREHOUSE_URL": warehouse_url,
+        "CI_PIPELINE_OOT_ALLOWLIST": str(tmp_path / "allowlist.yml"),
+    }
+    app = create_app(load_settings(**environment), load_profile("transformers"), relay=load_oot_settings(**environment))
+    with TestClient(app.state.metrics.measured(app), base_url="http://127.0.0.1") as client:
+        assert client.post("/github/callback", json={}).status_code == 401
+        assert client.post("/api/oot/results", json={}).status_code == 401
+        assert client.get("/readyz").status_code == 200
+        metrics = client.get("/metrics").text
+    assert 'oot_requests_total{path="/github/callback",status="401"} 1.0' in metrics
+    assert 'oot_request_seconds_count{path="/api/oot/results"} 1.0' in metrics
+    assert re.search(r"^oot_replication_lag_seconds [\d.e-]+$", metrics, re.MULTILINE)
+    assert re.search(r"^oot_arrived_timestamp_seconds 1\.\d+e\+09$", metrics, re.MULTILINE)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_only_all_green_is_100_percent(total: int, failed: int) -> None:
+    rate = max(0, total - failed) / total
+    assert (percent(rate) == "100.0 %") == (failed == 0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind"), [(1.0, "good"), (0.95, "good"), (0.9499, "warn"), (0.8, "warn"), (0.79, "bad"), (0, "bad")]
+)
+def test_the_chip_of_a_pass_rate(rate: float, kind: str) -> None:
+    assert rate_kind(rate)[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "–"), (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (3900, "1 h 5 min")],
+)
+def test_times_are_told_in_two_units(value: float | None, expected: str) -> None:
+    assert seconds(value) == expected

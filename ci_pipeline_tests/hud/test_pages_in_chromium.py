@@ -1,0 +1,142 @@
+"""The pages in a real browser: nothing of other people runs, nothing is wider than the screen, times are the reader's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ci_pipeline.hud.app import create_app
+from ci_pipeline.profile import load_profile
+from ci_pipeline.settings import load_settings
+from ci_pipeline.warehouse.client import connect, migrate
+from ci_pipeline.warehouse.embedded import Embedded
+from ci_pipeline_tests.hud.oot_rows import HOSTILE, job, put
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+PATHS = (
+    "/",
+    "/oot",
+    "/oot/org/backend",
+    "/oot/org/backend?job=%3Cscript%3Ealert(1)%3C/script%3E",
+    "/oot/org/backend/jobs/d0/1",
+    "/pr/7",
+    "/history?test=%3Cscript%3Ealert(1)%3C/script%3E",
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded) -> Iterator[str]:
+    """The pages on loopback, over jobs that mean no good in every field."""
+    url = embedded_warehouse.url.removesuffix("default") + "chromium"
+    client = connect(url)
+    migrate(client)
+    for n, payload in enumerate(HOSTILE):
+        test = dict.fromkeys(("name", "file", "message", "stacktrace"), payload)
+        fields = ("downstream_repo_level", "workflow_name", "workflow_run_url", "job_name", "run_id", "artifact_url")
+        put(
+            client,
+            job(
+                **dict.fromkeys(fields, payload),
+                delivery_id=f"d{n}",
+                pytorch_head_sha=payload,
+                conclusion="failure",
+                failed_tests=1,
+                total_tests=1,
+                failed_tests_json=json.dumps([test]),
+                environment=json.dumps({payload: payload}),
+            ),
+        )
+    put(client, job("org/" + "very-long-name-" * 12, conclusion=""))
+    settings = load_settings(CI_PIPELINE_HOME=tmp_path_factory.mktemp("home"), CI_PIPELINE_WAREHOUSE_URL=url)
+    app = create_app(settings, load_profile("transformers"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "these tests need a browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, **options: object) -> tuple[Page, list[str]]:
+    """A page, and what went wrong on it: dialogs, errors, refusals by the policy, requests elsewhere."""
+    page = browser.new_context(**options).new_page()  # pyright: ignore[reportArgumentType]
+    wrong: list[str] = []
+    page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if "//127.0.0.1:" in request.url else wrong.append(request.url))
+    return page, wrong
+
+
+def test_nothing_that_a_backend_sends_runs(site: str, browser: Browser) -> None:
+    page, wrong = opened(browser)
+    for path in PATHS:
+        page.goto(site + path)
+        for details in page.query_selector_all("details:not([open]) > summary"):
+            details.click()
+        assert page.evaluate("document.querySelectorAll('script').length") == 1
+        hrefs = page.evaluate("[...document.links].map(link => link.protocol)")
+        assert set(hrefs) <= {"http:", "https:"}
+    assert wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_no_page_is_wider_than_the_screen(site: str, browser: Browser, scheme: str, width: int, tmp_path: Path) -> None:
+    page, wrong = opened(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    for path in PATHS:
+        page.goto(site + path)
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+    assert wrong == []
+
+
+def test_times_are_in_the_readers_zone_with_utc_on_hover(site: str, browser: Browser) -> None:
+    page, _ = opened(browser, timezone_id="Asia/Tokyo", locale="en-GB")
+    page.goto(f"{site}/oot/org/backend")
+    times = "[...document.querySelectorAll('time')].map(time => [time.dateTime, time.textContent, time.title])"
+    for at, shown, title in page.evaluate(times):
+        hour = int(at[11:13])
+        assert f", {(hour + 9) % 24:02}:{at[14:16]}" in shown
+        assert title == f"{at[:10]} {at[11:19]}.{at[20:23] if at[19] == '.' else '000'} UTC"
+    assert "Asia/Tokyo" in page.inner_text("footer")
+
+
+def test_the_pages_work_without_javascript(site: str, browser: Browser) -> None:
+    page, _ = opened(browser, java_script_enabled=False)
+    page.goto(f"{site}/oot")
+    page.click("text=30d")
+    page.click("text=org/backend")
+    page.select_option("select[name=conclusion]", "failure")
+    page.click("text=Show")
+    page.click(".cell a.bad >> nth=0")
+    assert "/jobs/d" in page.url
+    assert "UTC" in page.inner_text("footer")
