@@ -1,6 +1,6 @@
 """The one-shot command: the report of one test job, from a workflow step's working directory to Slack and the Hub.
 
-The artifacts are read in a process of their own, while this one loads its network libraries and asks GitHub. Starting
+A second process reads the artifacts and talks to the Hub, while this one talks to GitHub and Slack. Starting
 fast matters: nothing here imports Dagster, pandas or pyarrow.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from ci_pipeline.analysis.job_results import job_report
 from ci_pipeline.analysis.previous import previous_run, reference_run
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from ci_pipeline.sources.github import GitHubSource
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE = 20.0
 """Seconds for which a request to GitHub may be tried again: a report without links is better than a late one."""
@@ -75,17 +78,20 @@ def notify(step: Step) -> None:
         with _github(step) as source:
             title = ci_title(step, source)
         error = slack_classic.error_message(_title(step), title, step.run_url, setup_failed=True)
-        post(step, SlackThread(error))
+        post(step, slack_client(step), SlackThread(error))
         return
-    with _reading(step) as reports, _github(step) as source, tempfile.TemporaryDirectory() as scratch:
-        run = ci_run(step, source)
-        title = ci_title(step, source)
-        jobs, problems = ci_jobs(run, source)
-        earlier = earlier_runs(step, run, source, Path(scratch))
+    with _worker() as start:
+        every_outcome = step.profile.diffs_results(step.workflow_path)
+        reports = start(read, step.root, step.profile, step.test_job, every_outcome)
         if step.settings.hub_token:
-            import_module("huggingface_hub.hf_api")  # the reports are still being read: load it meanwhile
+            start(_load_hub)
+        with _github(step) as source, tempfile.TemporaryDirectory() as scratch:
+            run = ci_run(step, source)
+            title = ci_title(step, source)
+            jobs, problems = ci_jobs(run, source)
+            earlier = earlier_runs(step, run, source, Path(scratch))
         report = compare(step, run, reports(), jobs, problems, earlier)
-    publish(step, report, title, _warnings_url(step, jobs), earlier)
+        publish(step, report, title, _warnings_url(step, jobs), earlier, start)
 
 
 def compare(
@@ -119,22 +125,38 @@ def compare(
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
+class Start(Protocol):
+    """Starts a call somewhere; calling what this returns waits for its result."""
+
+    def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]: ...
+
+
 @contextmanager
-def _reading(step: Step) -> Generator[Callable[[], list[TestReport]]]:
-    """Read the reports in a process of their own; calling what this yields waits for them."""
+def _worker() -> Generator[Start]:
+    """A second process: it reads the reports and talks to the Hub, while this one talks to GitHub and Slack."""
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
-    arguments = (step.root, step.profile, step.test_job, step.profile.diffs_results(step.workflow_path))
     with ProcessPoolExecutor(1, context) as worker:
-        future = worker.submit(read, *arguments)
 
-        def reports() -> list[TestReport]:
+        def start(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
             try:
-                return future.result()
+                future = worker.submit(call, *args, **kwargs)
             except BrokenProcessPool:
-                log.warning("The process that reads the reports was killed; reading them again")
-                return read(*arguments)
+                return lambda: call(*args, **kwargs)
 
-        yield reports
+            def result() -> T:
+                try:
+                    return future.result()
+                except BrokenProcessPool:
+                    log.warning("The second process was killed; its work is done once more")
+                    return call(*args, **kwargs)
+
+            return result
+
+        yield start
+
+
+def _load_hub() -> None:
+    import_module("huggingface_hub.hf_api")
 
 
 def read(root: Path, profile: Profile, test_job: str, every_outcome: bool = False) -> list[TestReport]:
@@ -379,7 +401,7 @@ def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> di
 # --- what comes of it -----------------------------------------------------------------------------------------------
 
 
-def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, earlier: Earlier) -> None:
+def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, earlier: Earlier, start: Start) -> None:
     """Write the files, upload them, and post the messages that link to them.
 
     Raises:
@@ -396,18 +418,22 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         previous_model_table=earlier.model_table,
     )
     files = hub_files.render(report, step.profile, classic=classic)
+    uploaded = upload(step, report.run, files, start)
     write(step.root / hub_files.results_folder(step.test_job), files)
-    file_url = upload(step, report.run, files)
     if classic.passed and not step.reports_success:
+        uploaded()
         print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
         return
+    slack = slack_client(step)
+    file_url = uploaded()
     if step.settings.slack_style == "full":
         from ci_pipeline.publish import slack_full
 
         results = file_url(f"{step.job.result_name}_results.json")
-        post(step, slack_full.messages(report, step.profile, links=slack_full.Links(failures=results)))
+        thread = slack_full.messages(report, step.profile, links=slack_full.Links(failures=results))
     else:
-        post(step, classic.with_files(file_url).thread())
+        thread = classic.with_files(file_url).thread()
+    post(step, slack, thread)
 
 
 def _title(step: Step) -> str:
@@ -424,36 +450,42 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         log.warning("%s cannot be written: %s", folder, error.strerror)
 
 
-def upload(step: Step, run: CiRun, files: Mapping[str, bytes]) -> Callable[[str], str]:
-    """Upload the files to the Hub. Returns what says where a file is: "" if the Hub has none."""
+def upload(step: Step, run: CiRun, files: Mapping[str, bytes], start: Start) -> Callable[[], Callable[[str], str]]:
+    """Begin to upload the files to the Hub. Waiting for it gives what says where a file is: "" if the Hub has none."""
     from ci_pipeline.publish import hub
 
     token, dataset = step.settings.hub_token, step.hub_dataset
     if not token or not dataset:
         missing = "REPORT_REPO_ID" if token else "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN"
         log.warning("%s is not set: nothing is uploaded", missing)
-        return lambda name: ""
+        return lambda: lambda name: ""
     folder = hub_files.dataset_folder(run, step.test_job)
     uploaded = {f"{folder}/{name}": content for name, content in files.items() if name not in hub_files.LOCAL_ONLY}
-    try:
-        commit = hub.upload(
-            uploaded,
-            repo_id=dataset,
-            message=f"{step.job.test}: run {run.run_id}",
-            endpoint=step.settings.hub_endpoint,
-            token=token.get_secret_value(),
-        )
-    except hub.HubUnavailable as error:
-        log.warning("%s", error)
-        return lambda name: ""
-    datasets = f"{step.profile.hub_url}/datasets/{dataset}"
-    print(f"{len(uploaded)} files are in {datasets}/tree/main/{folder}")
+    committed = start(
+        hub.upload,
+        uploaded,
+        repo_id=dataset,
+        message=f"{step.job.test}: run {run.run_id}",
+        endpoint=step.settings.hub_endpoint,
+        token=token.get_secret_value(),
+    )
 
-    def file_url(name: str) -> str:
-        view = "resolve" if name == "test_results_diff.json" else "raw"
-        return f"{datasets}/{view}/{commit}/{folder}/{name}" if name in files else ""
+    def wait() -> Callable[[str], str]:
+        try:
+            commit = committed()
+        except hub.HubUnavailable as error:
+            log.warning("%s", error)
+            return lambda name: ""
+        datasets = f"{step.profile.hub_url}/datasets/{dataset}"
+        print(f"{len(uploaded)} files are in {datasets}/tree/main/{folder}")
 
-    return file_url
+        def file_url(name: str) -> str:
+            view = "resolve" if name == "test_results_diff.json" else "raw"
+            return f"{datasets}/{view}/{commit}/{folder}/{name}" if name in files else ""
+
+        return file_url
+
+    return wait
 
 
 def slack_client(step: Step) -> SlackClient:
@@ -461,13 +493,12 @@ def slack_client(step: Step) -> SlackClient:
     return SlackClient(token.get_secret_value() if token else "", step.settings.slack_api_url)
 
 
-def post(step: Step, thread: SlackThread) -> None:
+def post(step: Step, slack: SlackClient, thread: SlackThread) -> None:
     """Post a thread: the main message, then its replies and files.
 
     Raises:
         SlackError: the main message is not out, or Slack went away before all replies were; one line.
     """
-    slack = slack_client(step)
     print(json.dumps(thread.main.blocks, ensure_ascii=False, indent=1))
     ts = slack.post(step.channel, thread.main.text, thread.main.blocks)
     posted = 0

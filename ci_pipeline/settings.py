@@ -96,7 +96,7 @@ class Settings(BaseSettings):
 class BuildkitePipeline(BaseModel):
     """The repository that a pipeline speaks for, and the claims that its tokens must have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     repository: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
     claims: dict[str, str] = Field(default_factory=dict)
@@ -105,7 +105,7 @@ class BuildkitePipeline(BaseModel):
 class OidcIssuer(BaseModel):
     """Whose tokens are believed. `pipelines`: by `organization/pipeline`, for Buildkite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     issuer: str
     jwks_uri: str = Field(default="", validate_default=True)
@@ -128,11 +128,13 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class OotSettings(Settings):
     """Out-of-tree CI: who may report, by what proof, and where it is kept."""
 
+    model_config = SettingsConfigDict(defer_build=True)  # the one-shot command need not pay for it
+
     # YAML, a path or an http(s) address, and the seconds after which it is read again. Unset: nobody may report.
     oot_allowlist: str = Field("", validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST"))
     oot_allowlist_ttl: float = Field(60.0, ge=0, validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST_TTL"))
     oidc_issuers: Annotated[tuple[OidcIssuer, ...], NoDecode] = Field(
-        (OidcIssuer(issuer="https://token.actions.githubusercontent.com"),),
+        default_factory=lambda: (OidcIssuer(issuer="https://token.actions.githubusercontent.com"),),
         validation_alias=_env("CI_PIPELINE_OIDC_ISSUERS"),
     )
     oidc_audience: str = Field("pytorch-cross-repo-ci-relay", validation_alias=_env("CI_PIPELINE_OIDC_AUDIENCE"))
