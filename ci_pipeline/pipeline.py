@@ -152,11 +152,12 @@ class Services:
     def hub_dataset(self, run: CiRun) -> str:
         return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
 
-    def channel(self, test_job: str) -> str:
+    def channel(self, run: CiRun, test_job: str) -> str:
         """Where a test job's report goes; that of no test job goes where the first one's goes."""
         jobs = self.profile.test_jobs
         job = jobs.get(test_job) or next(iter(jobs.values()), None)
-        return self.settings.slack_channel or (job.channel if job else "") or f"#{self.profile.name}"
+        own = self.workflow(run, "channel") or (job.channel if job else "")
+        return self.settings.slack_channel or own or f"#{self.profile.name}"
 
     def is_processed(self, run_key: str) -> bool:
         return self.tables.has(next(reversed(TABLES)), run_key)
@@ -498,7 +499,7 @@ def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Servi
 
     return {
         test_job: deliver(
-            thread, run, test_job, services.channel(test_job), slack=services.slack, ledger=services.ledger
+            thread, run, test_job, services.channel(run, test_job), slack=services.slack, ledger=services.ledger
         )
         for test_job, thread in threads.items()
     }
@@ -576,7 +577,7 @@ def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Se
         SlackThread(SlackMessage("main", f"❌ {text} {' '.join(reasons)}", blocks)),
         run,
         "pipeline failure",
-        services.channel(""),
+        services.channel(run, ""),
         slack=services.slack,
         ledger=services.ledger,
     )

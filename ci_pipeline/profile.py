@@ -57,6 +57,7 @@ class Workflow(_Part):
     ci_event: str = ""  # "Daily CI"
     daily: bool = False
     hub_dataset: str = ""
+    channel: str = ""  # of all its test jobs, where it is not theirs
     diff_results: bool = False  # also write test_results_diff.json
 
 
