@@ -106,9 +106,7 @@ class _Seen(Collector):
                 about = "When the newest out-of-tree job arrived in the warehouse"
                 yield GaugeMetricFamily("oot_arrived_timestamp_seconds", about, arrived.timestamp())
             if lag is not None:
-                yield GaugeMetricFamily(
-                    "oot_replication_lag_seconds", "Store to warehouse, of the newest job", lag
-                )
+                yield GaugeMetricFamily("oot_replication_lag_seconds", "Store to warehouse, of the newest job", lag)
             if newest and (created_at := newest[0].run.created_at):
                 about = "When the newest CI run in the warehouse was created"
                 yield GaugeMetricFamily("ci_run_created_timestamp_seconds", about, created_at.timestamp())

@@ -74,7 +74,7 @@ def commits(
 
 
 def jobs(client: Client, of: Sequence[Row]) -> list[Row]:
-    """The jobs of some rows of `commits`, by name, the newest execution first."""
+    """The jobs of some rows of `commits`, in no order."""
     repos = sorted({row["downstream_repo"] for row in of})
     deliveries = sorted({delivery for row in of for delivery in row["delivery_ids"]})
     weeks = sorted({week for row in of for week in row["weeks"]})

@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing of other people runs, nothing is wider than the screen, times are the reader's."""
+"""The pages in a real browser: nothing of other people runs, nothing is too wide, times are the reader's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
--- Everything about one job.
+-- Everything about one job. Without FINAL: see oot_jobs.sql.
 SELECT *, duration_seconds
-FROM oot_workflow_job FINAL
+FROM oot_workflow_job
 WHERE downstream_repo = {downstream_repo:String} AND delivery_id = {delivery_id:String} AND check_run_id = {check_run_id:String}
-SETTINGS optimize_move_to_prewhere_if_final = 1
+ORDER BY version DESC
+LIMIT 1 BY dynamoKey
