@@ -33,7 +33,8 @@ class DynamoDBResource(ResourceWithBoto3Configuration):
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
         )
-        retries = Config(retries={"mode": "standard", "max_attempts": self.max_attempts})
+        retries = {"mode": "standard", "max_attempts": self.max_attempts}
+        config = Config(retries=retries, connect_timeout=3, read_timeout=10, max_pool_connections=32)
         client, streams = (
             session.client(
                 service,
@@ -41,7 +42,7 @@ class DynamoDBResource(ResourceWithBoto3Configuration):
                 endpoint_url=self.endpoint_url,
                 use_ssl=self.use_ssl,
                 verify=self.verify,
-                config=retries,
+                config=config,
             )
             for service in ("dynamodb", "dynamodbstreams")
         )
