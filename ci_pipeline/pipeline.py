@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
+
+Step = Callable[[str, "Services"], T]
+"""Something that is done for a CI run, given its key."""
 
 TABLES = {
     "raw_artifacts": "ci_run",
@@ -58,7 +62,7 @@ PENDING_ROWS = "warehouse/pending"
 """Ledger entries of the runs that the warehouse does not have yet."""
 
 AHEAD = 8
-"""Runs of a range that are read before they are needed: what is read and not yet taken is in memory."""
+"""Runs that `each` works on before they are asked for: what is made and not yet taken is in memory."""
 
 COMPARED_WITH = b"compared_with"
 """Metadata of the run diff's table: which runs were compared, as `earlier_runs.dump` writes it."""
@@ -198,6 +202,11 @@ def fetch(run: CiRun, services: Services, progress: Progress | None = None) -> F
     return fetched
 
 
+def fetch_key(run_key: str, services: Services) -> FetchedRun:
+    """`fetch` for a run of which only the key is known. Raises as `fetch` and `run_at_source` do."""
+    return fetch(run_at_source(run_key, services), services)
+
+
 def run_at_source(run_key: str, services: Services) -> CiRun:
     """
     Raises:
@@ -253,30 +262,39 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
         return report_tables(load(folder).run, reports, services.profile)
 
 
-def read_many(
-    run_keys: Sequence[str], services: Services
-) -> Iterator[tuple[str, tuple[pa.Table, pa.Table] | Exception]]:
-    """`read` for several runs, in parallel and in order; the reason instead of tables where a run cannot be read."""
-    settings, profile = services.settings, services.profile
+def each(step: Step[T], run_keys: Sequence[str], services: Services) -> Iterator[tuple[str, T | Exception]]:
+    """What a step makes of each run, in order, several at once; where it fails, the error instead.
+
+    `step` is a function of a module, since it is called in other processes.
+    """
     if len(run_keys) <= AHEAD:
-        yield from ((key, _try_read(key, settings, profile)) for key in run_keys)
+        yield from ((key, _attempt(step, key, services)) for key in run_keys)
         return
     # Not forked: this process has Dagster's threads.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    start = (services.settings, services.profile)
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
         waiting = iter(run_keys)
-        running: deque[tuple[str, Future[tuple[pa.Table, pa.Table] | Exception]]] = deque()
+        running: deque[tuple[str, Future[T | Exception]]] = deque()
         while True:
             for key in islice(waiting, AHEAD - len(running)):
-                running.append((key, pool.submit(_try_read, key, settings, profile)))
+                running.append((key, pool.submit(_attempt, step, key)))
             if not running:
                 return
-            key, tables = running.popleft()
-            yield key, tables.result()
+            key, made = running.popleft()
+            yield key, made.result()
 
 
-def _try_read(run_key: str, settings: Settings, profile: Profile) -> tuple[pa.Table, pa.Table] | Exception:
+_worker: list[Services] = []
+"""In a process of `each`: its own services."""
+
+
+def _start_worker(settings: Settings, profile: Profile) -> None:
+    _worker.append(Services(settings, profile))
+
+
+def _attempt(step: Step[T], run_key: str, services: Services | None = None) -> T | Exception:
     try:
-        return read(run_key, Services(settings, profile))
+        return step(run_key, services or _worker[0])
     except Exception as error:
         return error
 
@@ -344,6 +362,14 @@ def run_diff(
             rows += diff(report.test_job, report.reports, *_earlier(report.test_job, with_runs, services))
     table = run_diff_table(fetched.run, rows)
     return table.replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
+
+
+def known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
+    """What there is to know before the runs of a range are compared with one another: see `earlier_runs`."""
+    there = [key for key in run_keys if services.tables.has("raw_artifacts", key)]
+    return earlier_runs.known_together(
+        [ci_run_of(services.tables.read("raw_artifacts", key)) for key in there], services
+    )
 
 
 def compared_with(run_diff: pa.Table) -> list[earlier_runs.Comparison]:

@@ -22,7 +22,7 @@ def parquet(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
 
 

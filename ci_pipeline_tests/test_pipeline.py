@@ -243,7 +243,7 @@ def test_runs_are_read_in_parallel_and_one_that_cannot_be_read_does_not_stop_the
         if run_id != 105:
             pipeline.fetch(run, services)
         keys.append(run.key)
-    found = dict(pipeline.read_many(keys, services))
+    found = dict(pipeline.each(pipeline.read, keys, services))
     assert list(found) == keys
     assert "105-1" in str(found.pop("105-1"))
     for key, tables in found.items():

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_START_TAG, BACKFILL_ID_TAG
 
-from ci_pipeline import earlier_runs, pipeline
+from ci_pipeline import pipeline
 from ci_pipeline.analysis import consistency
 from ci_pipeline.defs import metadata as show
 from ci_pipeline.defs.io_manager import RunTables
 from ci_pipeline.defs.partitions import ci_run
-from ci_pipeline.model import CiRun
 from ci_pipeline.pipeline import Services
 
 T = TypeVar("T")
@@ -33,21 +32,21 @@ WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
 github_workflow_run = dg.AssetSpec(
     "github_workflow_run",
-    group_name="outside",
+    group_name="ingest",
     kinds={"github"},
     description="A completed run of a GitHub Actions workflow, with its jobs and artifacts.",
 )
 hub_dataset = dg.AssetSpec(
     "hub_dataset",
     deps=["hub_dataset_files"],
-    group_name="outside",
+    group_name="publish",
     kinds={"huggingface"},
     description="The dataset on the Hugging Face Hub: a folder for each day and test job.",
 )
 slack_channel = dg.AssetSpec(
     "slack_channel",
     deps=["slack_report"],
-    group_name="outside",
+    group_name="publish",
     kinds={"slack"},
     description="Where people read the report.",
 )
@@ -75,9 +74,10 @@ slack_channel = dg.AssetSpec(
 )
 def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
     missing: list[str] = []
+    fetched = pipeline.each(pipeline.fetch_key, context.partition_keys, services)
 
     def fetch(key: str) -> Any:
-        run = pipeline.fetch(pipeline.run_at_source(key, services), services)
+        run = made(next(fetched))
         missing.extend(f"{key}: {name}" for name in consistency.missing_artifacts(run))
         tell(context, lambda: show.fetched(run))
         return pipeline.ci_run_table(run)
@@ -126,13 +126,10 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
     reports: dict[str, Any] = {}
     miscounted: list[consistency.Contradiction] = []
     untraced: list[str] = []
-    ahead = pipeline.read_many(context.partition_keys, services)
+    tables = pipeline.each(pipeline.read, context.partition_keys, services)
 
     def read(key: str) -> Any:
-        _, tables = next(ahead)
-        if isinstance(tables, Exception):
-            raise tables
-        reports[key], outcomes = tables
+        reports[key], outcomes = made(next(tables))
         miscounted.extend(consistency.miscounted(reports[key], outcomes))
         untraced.extend(consistency.without_trace(outcomes))
         totals = ["passed", "failed", "errors", "skipped"]
@@ -216,16 +213,12 @@ def count_results(
 def run_diff(
     context: dg.AssetExecutionContext,
     services: dg.ResourceParam[Services],
-    raw_artifacts: RunTables,
     test_reports: RunTables,
     test_outcomes: RunTables,
 ) -> Iterator[Any]:
     unfounded: list[str] = []
-    known: list[CiRun] = []
-    if is_range(context):
-        # Its runs are compared with one another, and the warehouse has none of them yet.
-        runs = [pipeline.ci_run_of(raw_artifacts[key]) for key in raw_artifacts.there()]
-        known = earlier_runs.known_together(runs, services)
+    # The runs of a range are compared with one another, and the warehouse has none of them yet.
+    known = pipeline.known_together(context.partition_keys, services) if is_range(context) else []
 
     def diff(key: str) -> Any:
         outcomes = test_outcomes[key]
@@ -304,7 +297,7 @@ def slack_report(
 @dg.asset(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
-    deps=list(pipeline.TABLES),
+    deps=[run_diff],
     group_name="publish",
     kinds={"clickhouse"},
     owners=OWNERS,
@@ -341,6 +334,13 @@ def each_run(
                 yield key, made
 
     return one_by_one()
+
+
+def made(step: tuple[str, T | Exception]) -> T:
+    _, made = step
+    if isinstance(made, Exception):
+        raise made
+    return made
 
 
 def tell(context: dg.AssetExecutionContext, metadata: Callable[[], show.Metadata], asset: str | None = None) -> None:

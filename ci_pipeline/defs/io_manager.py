@@ -25,10 +25,6 @@ class RunTables(Mapping[str, "pa.Table"]):
     def __getitem__(self, run_key: str) -> pa.Table:
         return self._store.read(self._table, run_key)
 
-    def there(self) -> list[str]:
-        """The keys of the CI runs whose table is there: a run of a range may have been set aside."""
-        return [key for key in self._run_keys if self._store.has(self._table, key)]
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._run_keys)
 
