@@ -213,6 +213,34 @@ def hud(host: str, port: int) -> None:
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=3001, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--pages/--no-pages", default=True, help="Whether the pages are served. [default: pages]")
+@click.option("--relay/--no-relay", default=True, help="Whether callbacks and results are taken. [default: relay]")
+def serve(host: str, port: int, pages: bool, relay: bool) -> None:
+    """Serve out-of-tree CI: relay, HUD API and pages.
+
+    Who may report is said by CI_PIPELINE_OOT_ALLOWLIST. Prometheus finds /metrics, load balancers /readyz.
+
+    \b
+    Examples:
+      CI_PIPELINE_OOT_ALLOWLIST=allowlist.yml ci-pipeline serve
+      ci-pipeline serve --no-pages --host 0.0.0.0 --port 8080
+    """
+    import uvicorn
+
+    from ci_pipeline.hud.app import create_server
+    from ci_pipeline.profile import load_profile
+    from ci_pipeline.settings import load_oot_settings
+
+    if not pages and not relay:
+        raise click.UsageError("--no-pages and --no-relay leave nothing to serve")
+    settings = load_oot_settings()
+    app = create_server(settings, load_profile(settings.profile), pages=pages, relay=relay)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+@main.command()
 @click.option("--once", is_flag=True, help="Make the reports of what is in the inbox, then exit.")
 @click.option("--sample/--no-sample", default=True, help="Whether the bundled CI runs are put into the inbox.")
 @click.option("--dagster-port", default=3000, show_default=True, type=click.IntRange(1, 65535), envvar="DAGSTER_PORT")

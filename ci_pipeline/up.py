@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,10 +27,12 @@ from rich.text import Text
 
 from ci_pipeline import pipeline
 from ci_pipeline import sample as bundled
+from ci_pipeline.oot.store import open_store
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import terminal
-from ci_pipeline.settings import Settings, load_settings
+from ci_pipeline.sample import oot as sample_callbacks
+from ci_pipeline.settings import Settings, load_oot_settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
 
 if TYPE_CHECKING:
@@ -142,6 +144,8 @@ def _start(settings: Settings, ports: Ports, stack: ExitStack, *, once: bool, sa
     dagster_home, inbox = settings.home / "dagster", settings.home / "inbox"
     if sample and not settings.source and not dagster_home.exists() and not (inbox.exists() and any(inbox.iterdir())):
         bundled.install(inbox)
+        with closing(open_store(load_oot_settings().store_url)) as store:
+            sample_callbacks.feed(store, load_profile(settings.profile).repository)
     with ThreadPoolExecutor(1) as pool:  # both take a second
         preparing = pool.submit(_dagster_instance, dagster_home)
         if not settings.warehouse_url:
@@ -156,7 +160,7 @@ def _start(settings: Settings, ports: Ports, stack: ExitStack, *, once: bool, sa
         family.start("dagster", "dagster._daemon", "run", "-m", DEFINITIONS)
     else:
         family.start("dagster", "dagster", "dev", "-m", DEFINITIONS, "-h", LOOPBACK, "-p", str(ports.dagster))
-        family.start("hud", "ci_pipeline.cli", "hud", "--port", str(ports.hud))
+        family.start("hud", "ci_pipeline.cli", "serve", "--port", str(ports.hud))
     services = Services(settings, load_profile(settings.profile))
     return RunWatch(instance, services, family, services.source.runs_after(None, limit=1000).runs)
 

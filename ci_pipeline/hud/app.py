@@ -16,11 +16,12 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp
 
 from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
 from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
-from ci_pipeline.hud.relay import relay_lifespan
+from ci_pipeline.hud.relay import callbacks_first, create_relay, relay_lifespan
 from ci_pipeline.hud.relay import router as relay_router
 from ci_pipeline.model import CiRun
 from ci_pipeline.pipeline import Services
@@ -111,6 +112,17 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
         return _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
 
     return app
+
+
+def create_server(settings: OotSettings, profile: Profile, *, pages: bool = True, relay: bool = True) -> ASGIApp:
+    """What one address serves: the pages, out-of-tree CI's relay and HUD API, or all of it; requests are measured."""
+    if pages:
+        app = create_app(settings, profile, relay=settings if relay else None)
+    else:
+        app = create_relay(settings, profile.repository)
+        app.state.metrics = Metrics(Services(settings, profile))
+        app.include_router(app.state.metrics.router())
+    return app.state.metrics.measured(callbacks_first(app) if relay else app)
 
 
 def templates(settings: Settings, profile: Profile) -> Jinja2Templates:

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci_pipeline.hud.app import create_app
+from ci_pipeline.hud.app import create_app, create_server
 from ci_pipeline.hud.oot_pages import percent, rate_kind, seconds
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.sqlite_store import SqliteStore
@@ -419,6 +419,18 @@ def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Cli
     assert 'oot_request_seconds_count{path="/api/oot/results"} 1.0' in metrics
     assert re.search(r"^oot_replication_lag_seconds [\d.e-]+$", metrics, re.MULTILINE)
     assert re.search(r"^oot_arrived_timestamp_seconds 1\.\d+e\+09$", metrics, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("pages", "relay"), [(True, False), (False, True)])
+def test_pages_and_relay_can_be_served_alone(
+    tmp_path: Path, warehouse: Client, warehouse_url: str, pages: bool, relay: bool
+) -> None:
+    settings = load_oot_settings(CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    app = create_server(settings, load_profile("transformers"), pages=pages, relay=relay)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert (client.get("/oot").status_code == 200) is pages
+        assert (client.post("/github/callback", json={}).status_code == 401) is relay
+        assert client.get("/readyz").status_code == client.get("/metrics").status_code == 200
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
