@@ -361,6 +361,7 @@ def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, where in (
         ("CI runs", f"http://{LOOPBACK}:{ports.hud}"),
+        ("Out-of-tree CI", f"http://{LOOPBACK}:{ports.hud}/oot"),
         ("Dagster", settings.dagster_url),
         ("Messages", str(settings.outbox_path)),
         ("Source", settings.source_uri),

@@ -144,7 +144,7 @@ def test_a_child_that_dies_is_named_and_the_others_stop(up: Up) -> None:
     up.wait_until_ready()
     page = httpx2.get(f"http://127.0.0.1:{up.hud}/", timeout=30)
     assert "No CI run yet" in page.text
-    [hud] = [pid for pid in up.processes() if b"\0hud\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [hud] = [pid for pid in up.processes() if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(hud, signal.SIGKILL)
     assert process.wait(SECONDS) == 1
     assert f"hud ended with exit code -9: see {up.home}/logs/hud.log" in up.text().replace("\n", "")

@@ -28,3 +28,4 @@ WHERE ({downstream_repo:String} = '' OR downstream_repo = {downstream_repo:Strin
 GROUP BY downstream_repo, pr_number, pytorch_head_sha, upstream_repo
 ORDER BY last_at DESC, pr_number DESC, pytorch_head_sha, downstream_repo
 LIMIT {limit:UInt32} OFFSET {offset:UInt32}
+SETTINGS do_not_merge_across_partitions_select_final = 1
