@@ -179,7 +179,7 @@ def _seconds(backend: Backend, job: str, sha: str) -> float:
 
 
 def _hours_ago(n: int) -> float:
-    return 0.25 + 5 * n
+    return 0.35 + 5 * n
 
 
 def _chance(*of: str) -> int:
