@@ -8,8 +8,8 @@ import dagster as dg
 
 from ci_pipeline.defs import assets, jobs, oot, sensors
 from ci_pipeline.defs.io_manager import ParquetIOManager
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile, load_profile
+from ci_pipeline.services import Services
 from ci_pipeline.settings import Settings, load_settings
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
-    from ci_pipeline.pipeline import Services
+    from ci_pipeline.services import Services
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,9 @@
 """From a CI run to its report, step by step: Dagster's assets and the command line call the same functions.
 
-fetch → read → job_reports → run_diff → compared → hub_files → slack_threads → keep
+    fetch → read → count → diff → upload → threads → keep
+
+Each step takes a CI run's key, reads what those before it left in the stores, and returns tables for whoever called it
+to write.
 """
 
 # pyright: reportUnknownParameterType=false
@@ -8,52 +11,36 @@ fetch → read → job_reports → run_diff → compared → hub_files → slack
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
 from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow
+from ci_pipeline.services import TABLES, Services
 from ci_pipeline.sources import SourceError, cursor_at
 from ci_pipeline.warehouse import WarehouseError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from clickhouse_connect.driver.client import Client
 
     from ci_pipeline.profile import Profile
-    from ci_pipeline.publish.hub import Hub
-    from ci_pipeline.publish.ledger import Delivered, Ledger
-    from ci_pipeline.publish.thread import Slack, SlackThread
+    from ci_pipeline.publish.ledger import Delivered
+    from ci_pipeline.publish.thread import SlackThread
     from ci_pipeline.settings import Settings
-    from ci_pipeline.sources import Progress, Source
-    from ci_pipeline.sources.raw_store import RawStore
-    from ci_pipeline.table_store import TableStore
+    from ci_pipeline.sources import Progress
 
 log = logging.getLogger(__name__)
 
-K = TypeVar("K")
-V = TypeVar("V")
 T = TypeVar("T")
 
-Step = Callable[[str, "Services"], T]
-"""Something that is done for a CI run, given its key."""
-
-TABLES = {
-    "raw_artifacts": "ci_run",
-    "test_reports": "test_report",
-    "test_outcomes": "test_outcome",
-    "job_results": "test_job_result",
-    "category_results": "category_result",
-    "run_diff": "run_diff",
-}
-"""The tables of a processed run in the order in which they are made, and what the warehouse calls each."""
+Step = Callable[[str, Services], T]
+"""What is done for a CI run, given its key."""
 
 TOGETHER = 25
 """Runs whose rows are written to the warehouse together."""
@@ -66,125 +53,6 @@ AHEAD = 8
 
 COMPARED_WITH = b"compared_with"
 """Metadata of the run diff's table: which runs were compared, as `earlier_runs.dump` writes it."""
-
-
-class Services:
-    """What a deployment's settings name, each opened when it is first needed. `s3` makes the S3 source's client."""
-
-    def __init__(self, settings: Settings, profile: Profile, *, s3: Callable[[], Any] | None = None) -> None:
-        self.settings = settings
-        self.profile = profile
-        self._s3 = s3
-        self._fetched: _Recent[str, FetchedRun] = _Recent(4)
-        self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
-
-    @cached_property
-    def source(self) -> Source:
-        from ci_pipeline.sources import open_source
-
-        return open_source(self.settings, self.profile, s3=self._s3() if self._s3 else None)
-
-    @cached_property
-    def raw(self) -> RawStore:
-        from ci_pipeline.sources.raw_store import RawStore
-
-        return RawStore(f"{self.settings.data_root}/raw")
-
-    @cached_property
-    def tables(self) -> TableStore:
-        from ci_pipeline.table_store import TableStore
-
-        return TableStore(f"{self.settings.data_root}/tables")
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        from ci_pipeline.publish.ledger import Ledger
-
-        return Ledger(f"{self.settings.data_root}/ledger")
-
-    @cached_property
-    def slack(self) -> Slack:
-        from ci_pipeline.publish.outbox import SlackOutbox
-        from ci_pipeline.publish.slack import SlackClient
-
-        token = self.settings.slack_token
-        if token is None:
-            return SlackOutbox(self.settings.outbox_path)
-        return SlackClient(token.get_secret_value(), self.settings.slack_api_url)
-
-    @cached_property
-    def hub(self) -> Hub:
-        from ci_pipeline.publish.hub import HubClient
-        from ci_pipeline.publish.outbox import HubOutbox
-
-        token = self.settings.hub_token
-        if token is None:
-            return HubOutbox(self.settings.outbox_path)
-        return HubClient(token.get_secret_value(), self.settings.hub_endpoint)
-
-    @cached_property
-    def warehouse(self) -> Client | None:
-        """None where none is configured."""
-        from ci_pipeline.warehouse.client import connect, migrate
-
-        url = self.settings.warehouse_url
-        if url is None:
-            return None
-        client = connect(url.get_secret_value())
-        migrate(client, self.settings.warehouse_engine)
-        return client
-
-    def fetched(self, run_key: str) -> FetchedRun:
-        """What `fetch` brought of a CI run.
-
-        Raises:
-            SourceError: nothing; one line.
-        """
-        return self._fetched.get_or(run_key, lambda: _load(self.raw, run_key))
-
-    def earlier(self, comparison: earlier_runs.Comparison, test_job: str) -> EarlierRun | None:
-        """What is known of a test job of an earlier run."""
-        key = (comparison.run.key, test_job, comparison.label)
-        return self._earlier.get_or(key, lambda: earlier_runs.load(comparison, test_job, self))
-
-    def forget(self, run_key: str) -> None:
-        """What is known of a CI run is to be read again."""
-        self._fetched.pop(run_key, None)
-        for key in [key for key in self._earlier if key[0] == run_key]:
-            del self._earlier[key]
-
-    def hub_dataset(self, run: CiRun) -> str:
-        return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
-
-    def channel(self, run: CiRun, test_job: str) -> str:
-        """Where a test job's report goes; that of no test job goes where the first one's goes."""
-        jobs = self.profile.test_jobs
-        job = jobs.get(test_job) or next(iter(jobs.values()), None)
-        own = self.workflow(run, "channel") or (job.channel if job else "")
-        return self.settings.slack_channel or own or f"#{self.profile.name}"
-
-    def is_processed(self, run_key: str) -> bool:
-        return self.tables.has(next(reversed(TABLES)), run_key)
-
-    def workflow(self, run: CiRun, name: str) -> Any:
-        """What the profile says of the run's workflow; None where it says nothing."""
-        known = (w for w in self.profile.workflows if run.workflow_id == w.id != 0 or run.workflow_path == w.path != "")
-        return getattr(next(known, None), name, None)
-
-
-class _Recent(OrderedDict[K, V]):
-    """The last `size` values that were asked for: the steps of one CI run ask for the same ones."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-
-    def get_or(self, key: K, make: Callable[[], V]) -> V:
-        if key not in self:
-            self[key] = make()
-            while len(self) > self._size:
-                self.popitem(last=False)
-        return self[key]
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------
@@ -216,13 +84,6 @@ def run_at_source(run_key: str, services: Services) -> CiRun:
     if not (run_id.isdecimal() and attempt.isdecimal()):
         raise SourceError(f"{run_key!r} is no CI run: name it <run id>-<attempt>, as in 19500000001-1")
     return services.source.run(int(run_id), int(attempt))
-
-
-def _load(raw: RawStore, run_key: str) -> FetchedRun:
-    from ci_pipeline.sources.raw_store import load
-
-    with raw.local(run_key) as folder:
-        return load(folder)
 
 
 def ci_run_table(fetched: FetchedRun) -> pa.Table:
@@ -262,51 +123,7 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
         return report_tables(load(folder).run, reports, services.profile)
 
 
-def each(step: Step[T], run_keys: Sequence[str], services: Services) -> Iterator[tuple[str, T | Exception]]:
-    """What a step makes of each run, in order, several at once; where it fails, the error instead.
-
-    `step` is a function of a module, since it is called in other processes.
-    """
-    if len(run_keys) <= AHEAD:
-        yield from ((key, _attempt(step, key, services)) for key in run_keys)
-        return
-    # Not forked: this process has Dagster's threads.
-    start = (services.settings, services.profile)
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
-        waiting = iter(run_keys)
-        running: deque[tuple[str, Future[T | Exception]]] = deque()
-        while True:
-            for key in islice(waiting, AHEAD - len(running)):
-                running.append((key, pool.submit(_attempt, step, key)))
-            if not running:
-                return
-            key, made = running.popleft()
-            yield key, made.result()
-
-
-_worker: list[Services] = []
-"""In a process of `each`: its own services."""
-
-
-def _start_worker(settings: Settings, profile: Profile) -> None:
-    _worker.append(Services(settings, profile))
-
-
-def _attempt(step: Step[T], run_key: str, services: Services | None = None) -> T | Exception:
-    try:
-        return step(run_key, services or _worker[0])
-    except Exception as error:
-        return error
-
-
-def job_reports(
-    fetched: FetchedRun,
-    test_reports: pa.Table,
-    test_outcomes: pa.Table,
-    profile: Profile,
-    *,
-    every_outcome: bool = False,
-) -> list[JobReport]:
+def job_reports(run_key: str, services: Services, *, every_outcome: bool = False) -> list[JobReport]:
     """The report of each test job, not yet compared with anything; of its tests the failing ones, or every one.
 
     A test job whose artifacts are all missing has a report as well: the CI run's jobs announce it.
@@ -317,9 +134,11 @@ def job_reports(
     from ci_pipeline.reports.artifacts import parse_artifact_name
     from ci_pipeline.reports.tables import reports_from_tables
 
+    fetched, profile = services.fetched(run_key), services.profile
+    outcomes = services.tables.read("test_outcomes", run_key)
     if not every_outcome:
-        test_outcomes = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)))
-    reports = reports_from_tables(test_reports, test_outcomes)
+        outcomes = outcomes.filter(pc.field("outcome").isin(sorted(RED)))
+    reports = reports_from_tables(services.tables.read("test_reports", run_key), outcomes)
     named = [*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)]
     seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
     return [
@@ -329,39 +148,28 @@ def job_reports(
     ]
 
 
-def job_results(fetched: FetchedRun, reports: Sequence[JobReport]) -> pa.Table:
-    from ci_pipeline.analysis.tables import test_job_result_table
+def count(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
+    """The job results and the category results."""
+    from ci_pipeline.analysis.tables import category_result_table, test_job_result_table
 
-    return test_job_result_table(fetched.run, reports)
-
-
-def category_results(fetched: FetchedRun, reports: Sequence[JobReport], profile: Profile) -> pa.Table:
-    from ci_pipeline.analysis.tables import category_result_table
-
-    return category_result_table(fetched.run, reports, profile)
+    run, reports = services.fetched(run_key).run, job_reports(run_key, services)
+    return test_job_result_table(run, reports), category_result_table(run, reports, services.profile)
 
 
-def run_diff(
-    fetched: FetchedRun,
-    test_reports: pa.Table,
-    test_outcomes: pa.Table,
-    services: Services,
-    known: Sequence[CiRun] = (),
-) -> pa.Table:
+def diff(run_key: str, services: Services, known: Sequence[CiRun] = ()) -> pa.Table:
     """What changed since the previous run, and what fails here but not in other runs.
 
     The table's metadata says which runs these are. `known`: see `earlier_runs.comparisons`.
     """
-    from ci_pipeline.analysis.run_diff import run_diff as diff
+    from ci_pipeline.analysis.run_diff import run_diff
     from ci_pipeline.analysis.tables import run_diff_table
 
-    with_runs = earlier_runs.comparisons(fetched.run, services, known)
+    run = services.fetched(run_key).run
+    with_runs = earlier_runs.comparisons(run, services, known)
     rows: list[RunDiffRow] = []
-    if with_runs:
-        for report in job_reports(fetched, test_reports, test_outcomes, services.profile, every_outcome=True):
-            rows += diff(report.test_job, report.reports, *_earlier(report.test_job, with_runs, services))
-    table = run_diff_table(fetched.run, rows)
-    return table.replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
+    for report in job_reports(run_key, services, every_outcome=True) if with_runs else ():
+        rows += run_diff(report.test_job, report.reports, *_earlier(report.test_job, with_runs, services))
+    return run_diff_table(run, rows).replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
 
 
 def known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
@@ -377,14 +185,15 @@ def compared_with(run_diff: pa.Table) -> list[earlier_runs.Comparison]:
     return earlier_runs.parse((run_diff.schema.metadata or {}).get(COMPARED_WITH, b"[]"))
 
 
-def compared(reports: Sequence[JobReport], run_diff: pa.Table, services: Services) -> list[JobReport]:
-    """The reports with what changed, and with the runs that they were compared with."""
-    with_runs = compared_with(run_diff)
+def compared_reports(run_key: str, services: Services, *, every_outcome: bool = False) -> list[JobReport]:
+    """`job_reports` with what changed, and with the runs that they were compared with."""
+    table = services.tables.read("run_diff", run_key)
+    with_runs = compared_with(table)
     rows: dict[str, list[RunDiffRow]] = {}
-    for row in run_diff.select([field.name for field in fields(RunDiffRow)]).to_pylist():
+    for row in table.select([field.name for field in fields(RunDiffRow)]).to_pylist():
         rows.setdefault(row["test_job"], []).append(RunDiffRow(**row))
     done: list[JobReport] = []
-    for report in reports:
+    for report in job_reports(run_key, services, every_outcome=every_outcome):
         previous, others = _earlier(report.test_job, with_runs, services)
         done.append(replace(report, previous=previous, others=others, diff=rows.get(report.test_job, ())))
     return done
@@ -401,7 +210,7 @@ def _earlier(
 # --- out into the world ---------------------------------------------------------------------------------------------
 
 
-def hub_files(reports: Sequence[JobReport], test_outcomes: pa.Table, services: Services) -> pa.Table:
+def upload(run_key: str, services: Services) -> pa.Table:
     """Bring the run's files to the Hub's dataset in one commit; a table of them.
 
     While the Hub is down they are kept, and go there with the next delivery.
@@ -413,22 +222,22 @@ def hub_files(reports: Sequence[JobReport], test_outcomes: pa.Table, services: S
     from ci_pipeline.publish.hub_files import dataset_folder, render
     from ci_pipeline.table_store import parquet
 
+    run, outcomes = services.fetched(run_key).run, services.tables.read("test_outcomes", run_key)
     files: dict[str, bytes] = {}
     rows: list[dict[str, Any]] = []
-    for report in reports:
-        folder = dataset_folder(report.run, report.test_job)
+    for report in compared_reports(run_key, services, every_outcome=True):
+        folder = dataset_folder(run, report.test_job)
         contents = render(report, services.profile, previous_model_table=_model_table(report, services.profile))
-        contents["test_outcomes.parquet"] = parquet(test_outcomes.filter(pc.field("test_job") == report.test_job))
+        contents["test_outcomes.parquet"] = parquet(outcomes.filter(pc.field("test_job") == report.test_job))
         for name, content in contents.items():
             files[f"{folder}/{name}"] = content
             rows.append({"test_job": report.test_job, "folder": folder, "name": name, "bytes": len(content)})
     if files:
-        run = reports[0].run
         delivered = hub.deliver(
             files,
             repo_id=services.hub_dataset(run),
             message=f"{run.workflow_name or 'CI run'} {run.run_number or run.run_id}",
-            key=run.key,
+            key=run_key,
             hub=services.hub,
             ledger=services.ledger,
         )
@@ -437,14 +246,14 @@ def hub_files(reports: Sequence[JobReport], test_outcomes: pa.Table, services: S
     return pa.Table.from_pylist(rows, schema=pa.schema([*text, ("bytes", pa.int64())]))
 
 
+_PLACE = ("where", "url", "detail")
+
+
 def placed(files: pa.Table) -> list[Delivered]:
-    """Where the files of `hub_files` went."""
+    """Where the files that `upload` tells of went."""
     from ci_pipeline.publish.ledger import Delivered
 
     return [Delivered(*place) for place in dict.fromkeys(zip(*(files[c].to_pylist() for c in _PLACE), strict=True))]
-
-
-_PLACE = ("where", "url", "detail")
 
 
 def _model_table(report: JobReport, profile: Profile) -> str:
@@ -465,16 +274,16 @@ def _model_table(report: JobReport, profile: Profile) -> str:
     return classic_report(earlier, profile).model_table().text(to_truncate=False)
 
 
-def threads(
-    fetched: FetchedRun, reports: Sequence[JobReport], files: pa.Table, services: Services
-) -> dict[str, SlackThread]:
+def threads(run_key: str, services: Services) -> dict[str, SlackThread]:
     """Each test job's Slack thread, by test job. A push that broke nothing has none: it is no news."""
-    if not reports and fetched.run.conclusion != "success":
-        return {"": _nothing_ran(fetched.run, services)}
+    run, reports = services.fetched(run_key).run, compared_reports(run_key, services)
+    if not reports and run.conclusion != "success":
+        return {"": _nothing_ran(run, services)}
+    files = services.tables.read("hub_dataset_files", run_key)
     return {
         report.test_job: _thread(report, files, services)
         for report in reports
-        if fetched.run.event != "push" or report.problems or any(test.outcomes for test in report.reports)
+        if run.event != "push" or report.problems or any(test.outcomes for test in report.reports)
     }
 
 
@@ -630,6 +439,45 @@ def prune(run_key: str, services: Services) -> None:
 # --- all of them ----------------------------------------------------------------------------------------------------
 
 
+def each(
+    step: Step[T], run_keys: Sequence[str], services: Services, *, at_once: bool = True
+) -> Iterator[tuple[str, T | Exception]]:
+    """What a step makes of each run, in order, several at once; where it fails, the error instead.
+
+    With `at_once`, `step` is a function of a module, since it is called in other processes.
+    """
+    if len(run_keys) <= AHEAD or not at_once:
+        yield from ((key, _attempt(step, key, services)) for key in run_keys)
+        return
+    # Not forked: this process has Dagster's threads.
+    start = (services.settings, services.profile)
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
+        waiting = iter(run_keys)
+        running: deque[tuple[str, Future[T | Exception]]] = deque()
+        while True:
+            for key in islice(waiting, AHEAD - len(running)):
+                running.append((key, pool.submit(_attempt, step, key)))
+            if not running:
+                return
+            key, made = running.popleft()
+            yield key, made.result()
+
+
+_worker: list[Services] = []
+"""In a process of `each`: its own services."""
+
+
+def _start_worker(settings: Settings, profile: Profile) -> None:
+    _worker.append(Services(settings, profile))
+
+
+def _attempt(step: Step[T], run_key: str, services: Services | None = None) -> T | Exception:
+    try:
+        return step(run_key, services or _worker[0])
+    except Exception as error:
+        return error
+
+
 @dataclass(frozen=True)
 class ProcessedRun:
     """One CI run after all steps. `tables` by their names in `TABLES`; `threads` by test job.
@@ -653,28 +501,24 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
         SourceError: the run cannot be fetched; one line.
         SlackRefused: Slack said no, and a person has to act; everything else is done.
     """
-    fetched = fetch(run, services, progress)
-    test_reports, test_outcomes = read(run.key, services)
-    reports = job_reports(fetched, test_reports, test_outcomes, services.profile)
-    tables = {
-        "raw_artifacts": ci_run_table(fetched),
-        "test_reports": test_reports,
-        "test_outcomes": test_outcomes,
-        "job_results": job_results(fetched, reports),
-        "category_results": category_results(fetched, reports, services.profile),
-        "run_diff": run_diff(fetched, test_reports, test_outcomes, services),
-    }
-    for name, table in tables.items():
-        services.tables.write(name, run.key, table)
-    reports = compared(reports, tables["run_diff"], services)
-    files = hub_files(reports, test_outcomes, services)
-    services.tables.write("hub_dataset_files", run.key, files)
-    made = threads(fetched, reports, files, services)
+    key = run.key
+
+    def write(names: Sequence[str], *tables: pa.Table) -> None:
+        for name, table in zip(names, tables, strict=True):
+            services.tables.write(name, key, table)
+
+    write(["raw_artifacts"], ci_run_table(fetch(run, services, progress)))
+    write(["test_reports", "test_outcomes"], *read(key, services))
+    write(["job_results", "category_results"], *count(key, services))
+    write(["run_diff"], diff(key, services))
+    files = upload(key, services)
+    write(["hub_dataset_files"], files)
     lines = [_line("files", place) for place in placed(files)]
+    lines.append(f"warehouse: {keep([key], services)}")
+    done = processed_run(key, services)
     if post:
-        lines += [_line(test_job, place) for test_job, place in post_threads(made, fetched.run, services).items()]
-    lines.append(f"warehouse: {keep([run.key], services)}")
-    return ProcessedRun(fetched.run, reports, tables, made, lines)
+        lines += [_line(test_job, place) for test_job, place in post_threads(done.threads, done.run, services).items()]
+    return replace(done, delivered=lines)
 
 
 def processed_run(run_key: str, services: Services) -> ProcessedRun:
@@ -683,20 +527,16 @@ def processed_run(run_key: str, services: Services) -> ProcessedRun:
     Raises:
         MissingTable, SourceError: it was not processed; one line.
     """
-    fetched = services.fetched(run_key)
-    tables = {name: services.tables.read(name, run_key) for name in TABLES}
-    reports = job_reports(fetched, tables["test_reports"], tables["test_outcomes"], services.profile)
-    reports = compared(reports, tables["run_diff"], services)
-    made = threads(fetched, reports, services.tables.read("hub_dataset_files", run_key), services)
-    return ProcessedRun(fetched.run, reports, tables, made)
+    return ProcessedRun(
+        services.fetched(run_key).run,
+        compared_reports(run_key, services),
+        {name: services.tables.read(name, run_key) for name in TABLES},
+        threads(run_key, services),
+    )
 
 
 def _line(what: str, place: Delivered) -> str:
-    return (
-        f"{what}: {place.where}"
-        + (f" {place.url}" if place.url else "")
-        + (f" ({place.detail})" if place.detail else "")
-    )
+    return " ".join(filter(None, (f"{what}:", place.where, place.url, place.detail and f"({place.detail})")))
 
 
 def new_runs(services: Services) -> Iterator[CiRun]:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ci_pipeline import earlier_runs, pipeline
-from ci_pipeline.pipeline import Services, process_run
+from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub import HubClient
+from ci_pipeline.services import TABLES, Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.sources import SourceError
 from ci_pipeline.warehouse import history
@@ -134,7 +135,7 @@ def test_again_is_safe(inbox: Path, deployment: Deployment, tmp_path: Path) -> N
     first = process_run(services.source.run(101), services)
     files = {path: path.read_bytes() for path in (tmp_path / "outbox").rglob("*") if path.is_file()}
     again = process_run(services.source.run(101), deployment())
-    assert all(first.tables[name].equals(again.tables[name]) for name in pipeline.TABLES)
+    assert all(first.tables[name].equals(again.tables[name]) for name in TABLES)
     assert {path: path.read_bytes() for path in (tmp_path / "outbox").rglob("*") if path.is_file()} == files
 
 
@@ -185,7 +186,7 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
     down = deployment(CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:9/default")
     done = process_run(down.source.run(101), down)
-    assert done.delivered[-1].startswith("warehouse: pending: ")
+    assert any(line.startswith("warehouse: pending: ") for line in done.delivered)
     assert pipeline.has_pending(down)
     assert pipeline.expired(down) == set()
     up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)

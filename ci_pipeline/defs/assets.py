@@ -3,9 +3,11 @@
 # pyright: reportUnknownParameterType=false
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import dagster as dg
+import pyarrow as pa
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_START_TAG, BACKFILL_ID_TAG
 
 from ci_pipeline import pipeline
@@ -13,9 +15,12 @@ from ci_pipeline.analysis import consistency
 from ci_pipeline.defs import metadata as show
 from ci_pipeline.defs.io_manager import RunTables
 from ci_pipeline.defs.partitions import ci_run
-from ci_pipeline.pipeline import Services
+from ci_pipeline.model import FetchedRun
+from ci_pipeline.publish.thread import SlackThread
+from ci_pipeline.services import Services
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 OWNERS = ["team:ci"]
 
@@ -74,15 +79,13 @@ slack_channel = dg.AssetSpec(
 )
 def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
     missing: list[str] = []
-    fetched = pipeline.each(pipeline.fetch_key, context.partition_keys, services)
 
-    def fetch(key: str) -> Any:
-        run = made(next(fetched))
+    def keep(key: str, run: FetchedRun) -> pa.Table:
         missing.extend(f"{key}: {name}" for name in consistency.missing_artifacts(run))
         tell(context, lambda: show.fetched(run))
         return pipeline.ci_run_table(run)
 
-    yield dg.MaterializeResult(value=each_run(context, fetch))
+    yield dg.MaterializeResult(value=each_run(context, services, pipeline.fetch_key, keep))
     yield finding("announced_artifacts_are_there", missing, WARN)
 
 
@@ -123,13 +126,12 @@ def raw_artifacts(context: dg.AssetExecutionContext, services: dg.ResourceParam[
     ],
 )
 def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
-    reports: dict[str, Any] = {}
+    reports: dict[str, pa.Table] = {}
     miscounted: list[consistency.Contradiction] = []
     untraced: list[str] = []
-    tables = pipeline.each(pipeline.read, context.partition_keys, services)
 
-    def read(key: str) -> Any:
-        reports[key], outcomes = made(next(tables))
+    def keep(key: str, tables: tuple[pa.Table, pa.Table]) -> pa.Table:
+        reports[key], outcomes = tables
         miscounted.extend(consistency.miscounted(reports[key], outcomes))
         untraced.extend(consistency.without_trace(outcomes))
         totals = ["passed", "failed", "errors", "skipped"]
@@ -137,7 +139,7 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
         tell(context, lambda: show.counts(outcomes, "outcome"), "test_outcomes")
         return outcomes
 
-    yield dg.Output(each_run(context, read, "test_outcomes"), "test_outcomes")
+    yield dg.Output(each_run(context, services, pipeline.read, keep, asset="test_outcomes"), "test_outcomes")
     yield dg.Output(reports, "test_reports")
     unsaid = [found.text for found in miscounted if not found.said]
     severity = ERROR if unsaid and not is_range(context) else WARN
@@ -153,6 +155,7 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
     group_name="analysis",
+    deps=["test_reports", "test_outcomes"],
     outs={
         "job_results": dg.AssetOut(
             kinds={"parquet"},
@@ -170,32 +173,24 @@ def read_reports(context: dg.AssetExecutionContext, services: dg.ResourceParam[S
         "category_results": {dg.AssetKey("job_results")},
     },
 )
-def count_results(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    test_reports: RunTables,
-    test_outcomes: RunTables,
-) -> Iterator[Any]:
-    by_category: dict[str, Any] = {}
+def count_results(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
+    by_category: dict[str, pa.Table] = {}
 
-    def count(key: str) -> Any:
-        run = services.fetched(key)
-        reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
-        by_job = pipeline.job_results(run, reports)
-        by_category[key] = pipeline.category_results(run, reports, services.profile)
+    def keep(key: str, tables: tuple[pa.Table, pa.Table]) -> pa.Table:
+        by_job, by_category[key] = tables
         totals = ["failed", "errors", "success", "skipped"]
         tell(context, lambda: show.sums(by_job, ["test_job", "device"], totals), "job_results")
         tell(context, lambda: show.sums(by_category[key], ["test_job", "category"], totals[:2]), "category_results")
         return by_job
 
-    yield dg.Output(each_run(context, count, "job_results"), "job_results")
+    yield dg.Output(each_run(context, services, pipeline.count, keep, asset="job_results"), "job_results")
     yield dg.Output(by_category, "category_results")
 
 
 @dg.asset(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
-    deps=["category_results"],
+    deps=["category_results", "test_reports"],
     group_name="analysis",
     kinds={"parquet"},
     owners=OWNERS,
@@ -211,23 +206,19 @@ def count_results(
     ],
 )
 def run_diff(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    test_reports: RunTables,
-    test_outcomes: RunTables,
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services], test_outcomes: RunTables
 ) -> Iterator[Any]:
     unfounded: list[str] = []
     # The runs of a range are compared with one another, and the warehouse has none of them yet.
     known = pipeline.known_together(context.partition_keys, services) if is_range(context) else []
 
-    def diff(key: str) -> Any:
-        outcomes = test_outcomes[key]
-        table = pipeline.run_diff(services.fetched(key), test_reports[key], outcomes, services, known)
-        unfounded.extend(consistency.unfounded(table, outcomes))
+    def keep(key: str, table: pa.Table) -> pa.Table:
+        unfounded.extend(consistency.unfounded(table, test_outcomes[key]))
         tell(context, lambda: show.diff(table))
         return table
 
-    yield dg.MaterializeResult(value=each_run(context, diff))
+    diff = partial(pipeline.diff, known=known)
+    yield dg.MaterializeResult(value=each_run(context, services, diff, keep, at_once=False))
     yield finding("diff_is_in_the_outcomes", unfounded, WARN if is_range(context) else ERROR)
 
 
@@ -238,6 +229,7 @@ def run_diff(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
     op_tags=FIRST,
+    deps=[run_diff],
     group_name="publish",
     kinds={"huggingface", "json", "parquet"},
     owners=OWNERS,
@@ -245,53 +237,38 @@ def run_diff(
     "is down they are kept, and uploaded later.",
 )
 def hub_dataset_files(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    test_reports: RunTables,
-    test_outcomes: RunTables,
-    run_diff: RunTables,
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> dg.MaterializeResult[Any]:
-    def upload(key: str) -> Any:
-        run, outcomes = services.fetched(key), test_outcomes[key]
-        reports = pipeline.job_reports(run, test_reports[key], outcomes, services.profile, every_outcome=True)
-        files = pipeline.hub_files(pipeline.compared(reports, run_diff[key], services), outcomes, services)
+    def keep(key: str, files: pa.Table) -> pa.Table:
         tell(context, lambda: show.files(files))
         return files
 
-    return dg.MaterializeResult(value=each_run(context, upload))
+    return dg.MaterializeResult(value=each_run(context, services, pipeline.upload, keep))
 
 
 @dg.asset(
     partitions_def=ci_run,
     backfill_policy=ONE_RUN,
     op_tags=FIRST,
+    deps=[run_diff, hub_dataset_files],
+    output_required=False,
     group_name="publish",
     kinds={"slack"},
     owners=OWNERS,
     description="A thread for each test job in its channel: posted once, edited when the CI run is processed again. A "
     "backfill posts nothing unless CI_PIPELINE_BACKFILL_POSTS is set.",
 )
-def slack_report(
-    context: dg.AssetExecutionContext,
-    services: dg.ResourceParam[Services],
-    test_reports: RunTables,
-    test_outcomes: RunTables,
-    run_diff: RunTables,
-    hub_dataset_files: RunTables,
-) -> dg.MaterializeResult[Any]:
+def slack_report(context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]) -> Iterator[Any]:
     if is_backfill(context) and not services.settings.backfill_posts:
-        return dg.MaterializeResult(metadata={"messages": 0, "why": "a backfill posts nothing to Slack"})
+        context.log.info("A backfill posts nothing to Slack")
+        return
 
-    def report(key: str) -> None:
-        run = services.fetched(key)
-        reports = pipeline.job_reports(run, test_reports[key], test_outcomes[key], services.profile)
-        reports = pipeline.compared(reports, run_diff[key], services)
-        threads = pipeline.threads(run, reports, hub_dataset_files[key], services)
-        posted = pipeline.post_threads(threads, run.run, services)
+    def post(key: str, threads: Mapping[str, SlackThread]) -> None:
+        posted = pipeline.post_threads(threads, services.fetched(key).run, services)
         tell(context, lambda: show.slack(threads, posted))
 
-    dict(each_run(context, report))
-    return dg.MaterializeResult()
+    dict(each_run(context, services, pipeline.threads, post, at_once=False))
+    yield dg.MaterializeResult()
 
 
 @dg.asset(
@@ -314,33 +291,30 @@ def warehouse_tables(
 
 
 def each_run(
-    context: dg.AssetExecutionContext, step: Callable[[str], T], asset: str | None = None
-) -> Mapping[str, T] | Iterator[tuple[str, T]]:
-    """What `step` makes of each CI run; of a range one after the other, when the value is taken.
+    context: dg.AssetExecutionContext,
+    services: Services,
+    step: pipeline.Step[T],
+    keep: Callable[[str, T], V],
+    *,
+    at_once: bool = True,
+    asset: str | None = None,
+) -> Mapping[str, V] | Iterator[tuple[str, V]]:
+    """What `keep` makes of what `step` made of each CI run; of a range one after the other, when the value is taken.
 
     In a range, a CI run that cannot be processed is set aside, and the others go on; alone, it fails.
     """
     if not is_range(context):
-        return {key: step(key) for key in context.partition_keys}
+        return {key: keep(key, step(key, services)) for key in context.partition_keys}
 
-    def one_by_one() -> Iterator[tuple[str, T]]:
-        for key in context.partition_keys:
-            try:
-                made = step(key)
-            except Exception as error:
-                context.log.error(f"CI run {key} is set aside: {error}", exc_info=error)
-                context.add_asset_metadata({"set aside": str(error)}, asset_key=asset, partition_key=key)
+    def one_by_one() -> Iterator[tuple[str, V]]:
+        for key, made in pipeline.each(step, context.partition_keys, services, at_once=at_once):
+            if isinstance(made, Exception):
+                context.log.error(f"CI run {key} is set aside: {made}", exc_info=made)
+                context.add_asset_metadata({"set aside": str(made)}, asset_key=asset, partition_key=key)
             else:
-                yield key, made
+                yield key, keep(key, made)
 
     return one_by_one()
-
-
-def made(step: tuple[str, T | Exception]) -> T:
-    _, made = step
-    if isinstance(made, Exception):
-        raise made
-    return made
 
 
 def tell(context: dg.AssetExecutionContext, metadata: Callable[[], show.Metadata], asset: str | None = None) -> None:

@@ -12,7 +12,7 @@ import dagster as dg
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ci_pipeline.pipeline import Services
+    from ci_pipeline.services import Services
     from ci_pipeline.table_store import TableStore
 
 

@@ -6,7 +6,7 @@ from dagster._core.storage.tags import PARTITION_NAME_TAG
 from ci_pipeline import pipeline
 from ci_pipeline.defs.oot import GROUP as OUT_OF_TREE
 from ci_pipeline.defs.partitions import ci_run
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 
 process_ci_run = dg.define_asset_job(
     "process_ci_run",

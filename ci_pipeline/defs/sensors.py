@@ -15,7 +15,7 @@ from ci_pipeline import pipeline
 from ci_pipeline.defs.jobs import UNFINISHED, deliver, process_ci_run, prune
 from ci_pipeline.defs.partitions import ci_run
 from ci_pipeline.model import CiRun
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 from ci_pipeline.sources import cursor_at
 
 PAGE = 50

@@ -12,8 +12,8 @@ import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from ci_pipeline.definitions import build_definitions
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import load_profile
+from ci_pipeline.services import Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline_tests.ci_runs import put_run
 

@@ -1,0 +1,163 @@
+"""What a deployment's settings name: the source, the stores, the warehouse, and where reports go."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from ci_pipeline.earlier_runs import Comparison
+    from ci_pipeline.model import CiRun, EarlierRun, FetchedRun
+    from ci_pipeline.profile import Profile
+    from ci_pipeline.publish.hub import Hub
+    from ci_pipeline.publish.ledger import Ledger
+    from ci_pipeline.publish.thread import Slack
+    from ci_pipeline.settings import Settings
+    from ci_pipeline.sources import Source
+    from ci_pipeline.sources.raw_store import RawStore
+    from ci_pipeline.table_store import TableStore
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+TABLES = {
+    "raw_artifacts": "ci_run",
+    "test_reports": "test_report",
+    "test_outcomes": "test_outcome",
+    "job_results": "test_job_result",
+    "category_results": "category_result",
+    "run_diff": "run_diff",
+}
+"""The tables of a processed run in the order in which they are made, and what the warehouse calls each."""
+
+
+class Services:
+    """What a deployment's settings name, each opened when it is first needed. `s3` makes the S3 source's client."""
+
+    def __init__(self, settings: Settings, profile: Profile, *, s3: Callable[[], Any] | None = None) -> None:
+        self.settings = settings
+        self.profile = profile
+        self._s3 = s3
+        self._fetched: _Recent[str, FetchedRun] = _Recent(4)
+        self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
+
+    @cached_property
+    def source(self) -> Source:
+        from ci_pipeline.sources import open_source
+
+        return open_source(self.settings, self.profile, s3=self._s3() if self._s3 else None)
+
+    @cached_property
+    def raw(self) -> RawStore:
+        from ci_pipeline.sources.raw_store import RawStore
+
+        return RawStore(f"{self.settings.data_root}/raw")
+
+    @cached_property
+    def tables(self) -> TableStore:
+        from ci_pipeline.table_store import TableStore
+
+        return TableStore(f"{self.settings.data_root}/tables")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from ci_pipeline.publish.ledger import Ledger
+
+        return Ledger(f"{self.settings.data_root}/ledger")
+
+    @cached_property
+    def slack(self) -> Slack:
+        from ci_pipeline.publish.outbox import SlackOutbox
+        from ci_pipeline.publish.slack import SlackClient
+
+        token = self.settings.slack_token
+        if token is None:
+            return SlackOutbox(self.settings.outbox_path)
+        return SlackClient(token.get_secret_value(), self.settings.slack_api_url)
+
+    @cached_property
+    def hub(self) -> Hub:
+        from ci_pipeline.publish.hub import HubClient
+        from ci_pipeline.publish.outbox import HubOutbox
+
+        token = self.settings.hub_token
+        if token is None:
+            return HubOutbox(self.settings.outbox_path)
+        return HubClient(token.get_secret_value(), self.settings.hub_endpoint)
+
+    @cached_property
+    def warehouse(self) -> Client | None:
+        """None where none is configured."""
+        from ci_pipeline.warehouse.client import connect, migrate
+
+        url = self.settings.warehouse_url
+        if url is None:
+            return None
+        client = connect(url.get_secret_value())
+        migrate(client, self.settings.warehouse_engine)
+        return client
+
+    def fetched(self, run_key: str) -> FetchedRun:
+        """What `fetch` brought of a CI run.
+
+        Raises:
+            SourceError: nothing; one line.
+        """
+
+        def load() -> FetchedRun:
+            from ci_pipeline.sources.raw_store import load
+
+            with self.raw.local(run_key) as folder:
+                return load(folder)
+
+        return self._fetched.get_or(run_key, load)
+
+    def earlier(self, comparison: Comparison, test_job: str) -> EarlierRun | None:
+        """What is known of a test job of an earlier run."""
+        from ci_pipeline import earlier_runs
+
+        key = (comparison.run.key, test_job, comparison.label)
+        return self._earlier.get_or(key, lambda: earlier_runs.load(comparison, test_job, self))
+
+    def forget(self, run_key: str) -> None:
+        """What is known of a CI run is to be read again."""
+        self._fetched.pop(run_key, None)
+        for key in [key for key in self._earlier if key[0] == run_key]:
+            del self._earlier[key]
+
+    def hub_dataset(self, run: CiRun) -> str:
+        return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
+
+    def channel(self, run: CiRun, test_job: str) -> str:
+        """Where a test job's report goes; that of no test job goes where the first one's goes."""
+        jobs = self.profile.test_jobs
+        job = jobs.get(test_job) or next(iter(jobs.values()), None)
+        own = self.workflow(run, "channel") or (job.channel if job else "")
+        return self.settings.slack_channel or own or f"#{self.profile.name}"
+
+    def is_processed(self, run_key: str) -> bool:
+        return self.tables.has(next(reversed(TABLES)), run_key)
+
+    def workflow(self, run: CiRun, name: str) -> Any:
+        """What the profile says of the run's workflow; None where it says nothing."""
+        known = (w for w in self.profile.workflows if run.workflow_id == w.id != 0 or run.workflow_path == w.path != "")
+        return getattr(next(known, None), name, None)
+
+
+class _Recent(OrderedDict[K, V]):
+    """The last `size` values that were asked for: the steps of one CI run ask for the same ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def get_or(self, key: K, make: Callable[[], V]) -> V:
+        if key not in self:
+            self[key] = make()
+            while len(self) > self._size:
+                self.popitem(last=False)
+        return self[key]
