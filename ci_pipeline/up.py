@@ -69,7 +69,8 @@ def main(*, once: bool, sample: bool, ports: Ports) -> int:
         WarehouseError: the warehouse cannot start; likewise.
     """
     console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    for ending in (signal.SIGINT, signal.SIGTERM):  # set both: a shell's background jobs ignore Ctrl-C
+        signal.signal(ending, signal.default_int_handler)
     settings = _settings(ports)
     try:
         with ExitStack() as stack:

@@ -93,6 +93,8 @@ def read_pytest_folder(
     else:
         folder.check("summary_short")
     captured = folder.read("captured_info").decode(errors="replace")
+    if counts is None:
+        folder.problems[:1] = [f"pytest was killed, or its totals were lost: {folder.problems[0]}"]
     problems = (_problem(artifact, folder.problems),) if folder.problems else ()
     return TestReport(artifact, counts, tuple(outcomes), captured, problems)
 

@@ -275,14 +275,20 @@ def test_colours_carriage_returns_and_bytes_of_no_encoding_do_no_harm(report_of:
     ]
 
 
+NO_TOTALS = "pytest was killed, or its totals were lost"
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
         ({}, "the artifact holds no report: the job was killed, or its report was lost"),
         ({"dummy.txt": "dummy"}, "the artifact holds no report: the job was killed, or its report was lost"),
-        ({"summary_short.txt": HEADER}, "stats.txt is missing"),
-        ({"stats.txt": "", "summary_short.txt": HEADER}, "stats.txt is empty"),
-        ({"stats.txt": "=== 3 fai", "summary_short.txt": HEADER}, "stats.txt has no closing line of pytest"),
+        ({"summary_short.txt": HEADER}, f"{NO_TOTALS}: stats.txt is missing"),
+        ({"stats.txt": "", "summary_short.txt": HEADER}, f"{NO_TOTALS}: stats.txt is empty"),
+        (
+            {"stats.txt": "=== 3 fai", "summary_short.txt": HEADER},
+            f"{NO_TOTALS}: stats.txt has no closing line of pytest",
+        ),
         ({"stats.txt": "= 3 passed in 1.00s ="}, "summary_short.txt is missing"),
         ({"stats.txt": "= 3 passed in 1.00s =", "summary_short.txt": ""}, "summary_short.txt is empty"),
         (
