@@ -70,9 +70,13 @@ def notify(matrix: str) -> None:
       CI_TEST_JOB=run_models_gpu ci-pipeline notify '["models/bert", "models/gpt2"]'
       CI_TEST_JOB=run_pipelines_torch_gpu ci-pipeline notify
     """
-    from ci_pipeline import notify
+    from ci_pipeline.second_process import second_process
 
-    sys.exit(notify.main(matrix))
+    with second_process() as start:
+        from ci_pipeline import notify
+
+        status = notify.main(matrix, start)
+    sys.exit(status)
 
 
 @main.command()

@@ -13,14 +13,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from ci_pipeline.analysis.job_results import job_report
 from ci_pipeline.analysis.previous import previous_run, reference_run
@@ -31,35 +27,40 @@ from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
 from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
 from ci_pipeline.reports.read import read_reports
+from ci_pipeline.second_process import Start, second_process
 from ci_pipeline.settings import SettingsError
 from ci_pipeline.sources import SourceError
 from ci_pipeline.workflow_step import Step, require_slack, workflow_step
 
 if TYPE_CHECKING:
+    from ci_pipeline.model import ArtifactName
     from ci_pipeline.profile import Profile
     from ci_pipeline.sources.github import GitHubSource
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 PATIENCE = 20.0
 """Seconds for which a request to GitHub may be tried again: a report without links is better than a late one."""
 
+READ_AT_ONCE = 50
+"""Artifacts in each of the calls by which the two processes share the reading."""
 
-def main(matrix: str = "") -> int:
-    """Report the test job that the environment names; the command's exit status.
+
+def main(matrix: str = "", start: Start | None = None) -> int:
+    """Report the test job that the environment names; the command's exit status. `start`: see `second_process`.
 
     0: the report is out, or there is nothing to say. 1: it could not be posted. 2: something is not set without which
     nothing can be posted.
     """
+    if start is None:
+        with second_process() as start:
+            return main(matrix, start)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     gc.disable()  # nothing is thrown away before the end: looking for it would take a quarter of the time
     try:
         step = workflow_step(matrix)
         require_slack(step)
-        notify(step)
+        notify(step, start)
     except (SettingsError, SlackError) as error:
         print(f"ci-pipeline notify: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
@@ -68,7 +69,7 @@ def main(matrix: str = "") -> int:
     return 0
 
 
-def notify(step: Step) -> None:
+def notify(step: Step, start: Start) -> None:
     """Make the report, upload it, and post it.
 
     Raises:
@@ -80,18 +81,14 @@ def notify(step: Step) -> None:
         error = slack_classic.error_message(_title(step), title, step.run_url, setup_failed=True)
         post(step, slack_client(step), SlackThread(error))
         return
-    with _worker() as start:
-        every_outcome = step.profile.diffs_results(step.workflow_path)
-        reports = start(read, step.root, step.profile, step.test_job, every_outcome)
-        if step.settings.hub_token:
-            start(_load_hub)
-        with _github(step) as source, tempfile.TemporaryDirectory() as scratch:
-            run = ci_run(step, source)
-            title = ci_title(step, source)
-            jobs, problems = ci_jobs(run, source)
-            earlier = earlier_runs(step, run, source, Path(scratch))
-        report = compare(step, run, reports(), jobs, problems, earlier)
-        publish(step, report, title, _warnings_url(step, jobs), earlier, start)
+    reports = start_reading(step, start)
+    with _github(step) as source, tempfile.TemporaryDirectory() as scratch:
+        run = ci_run(step, source)
+        title = ci_title(step, source)
+        jobs, problems = ci_jobs(run, source)
+        earlier = earlier_runs(step, run, source, Path(scratch))
+    report = compare(step, run, reports(), jobs, problems, earlier)
+    publish(step, report, title, _warnings_url(step, jobs), earlier, start)
 
 
 def compare(
@@ -125,44 +122,25 @@ def compare(
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-class Start(Protocol):
-    """Starts a call somewhere; calling what this returns waits for its result."""
+def start_reading(step: Step, start: Start) -> Callable[[], list[TestReport]]:
+    """Begin to read the reports of the step's artifacts. Waiting for them reads those that nobody has begun with."""
+    artifacts = artifacts_in(step.root, step.profile, step.test_job)
+    every_outcome = step.profile.diffs_results(step.workflow_path)
+    parts = [
+        start(read_reports, step.root, artifacts[first : first + READ_AT_ONCE], every_outcome=every_outcome)
+        for first in range(0, len(artifacts), READ_AT_ONCE)
+    ]
 
-    def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]: ...
+    def reports() -> list[TestReport]:
+        from_the_end = [part() for part in reversed(parts)]  # the second process comes from the beginning
+        return [report for part in reversed(from_the_end) for report in part]
 
-
-@contextmanager
-def _worker() -> Generator[Start]:
-    """A second process: it reads the reports and talks to the Hub, while this one talks to GitHub and Slack."""
-    context = get_context("fork" if "fork" in get_all_start_methods() else None)
-    with ProcessPoolExecutor(1, context) as worker:
-
-        def start(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
-            try:
-                future = worker.submit(call, *args, **kwargs)
-            except BrokenProcessPool:
-                return lambda: call(*args, **kwargs)
-
-            def result() -> T:
-                try:
-                    return future.result()
-                except BrokenProcessPool:
-                    log.warning("The second process was killed; its work is done once more")
-                    return call(*args, **kwargs)
-
-            return result
-
-        yield start
+    return reports
 
 
-def _load_hub() -> None:
-    import_module("huggingface_hub.hf_api")
-
-
-def read(root: Path, profile: Profile, test_job: str, every_outcome: bool = False) -> list[TestReport]:
-    """The reports of a test job's artifacts in `root`."""
-    artifacts = [artifact for artifact in available_artifacts(root, profile) if artifact.test_job == test_job]
-    return read_reports(root, artifacts, every_outcome=every_outcome)
+def artifacts_in(root: Path, profile: Profile, test_job: str) -> list[ArtifactName]:
+    """A test job's artifacts in `root`."""
+    return [artifact for artifact in available_artifacts(root, profile) if artifact.test_job == test_job]
 
 
 def selected_warnings(root: Path) -> list[str]:
@@ -391,9 +369,10 @@ def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> di
 
     for problem in source.fetch_artifacts(run.run_id, into, wanted):
         log.warning("Artifact %s of run %d: %s", problem.subject, run.run_id, problem.reason)
+    artifacts = artifacts_in(into, step.profile, step.test_job) if into.is_dir() else ()
     return {
         (report.artifact.matrix_entry, report.artifact.device, outcome.node_id): outcome.outcome
-        for report in (read(into, step.profile, step.test_job, every_outcome=True) if into.is_dir() else ())
+        for report in read_reports(into, artifacts, every_outcome=True)
         for outcome in report.outcomes
     }
 
@@ -425,14 +404,15 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
         return
     slack = slack_client(step)
-    file_url = uploaded()
     if step.settings.slack_style == "full":
         from ci_pipeline.publish import slack_full
 
-        results = file_url(f"{step.job.result_name}_results.json")
-        thread = slack_full.messages(report, step.profile, links=slack_full.Links(failures=results))
+        thread = slack_full.without_buttons(report, step.profile)
+        results = uploaded()(f"{step.job.result_name}_results.json")
+        thread = slack_full.with_buttons(thread, report.run, slack_full.Links(failures=results))
     else:
-        thread = classic.with_files(file_url).thread()
+        replies = list(classic.replies())
+        thread = SlackThread(classic.with_files(uploaded()).main(), replies)
     post(step, slack, thread)
 
 

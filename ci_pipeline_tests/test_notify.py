@@ -18,6 +18,7 @@ from ci_pipeline import notify
 from ci_pipeline.model import ArtifactName, CiRun, Counts, FetchedRun, TestOutcome, TestReport
 from ci_pipeline.pipeline import ci_run_table
 from ci_pipeline.profile import load_profile
+from ci_pipeline.reports import read
 from ci_pipeline.reports.tables import report_tables
 from ci_pipeline.warehouse.client import insert_runs
 from ci_pipeline.workflow_step import parse_matrix
@@ -240,14 +241,14 @@ def test_a_matrix_that_says_nothing_does_not_cost_the_report(green: Step, matrix
 def test_a_reader_that_is_killed_does_not_cost_the_report(
     step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reporter, read_reports = os.getpid(), notify.read_reports
+    reporter, read_report = os.getpid(), read.read_report
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if os.getpid() != reporter:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_reports(*args, **kwargs)
+        return read_report(*args, **kwargs)
 
-    monkeypatch.setattr(notify, "read_reports", killed)
+    monkeypatch.setattr(read, "read_report", killed)
     assert step.run() == 0
     assert "was killed" in caplog.text
     assert len(step.services.messages) == 7

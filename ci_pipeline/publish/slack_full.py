@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -101,14 +101,34 @@ class Group:
 
 def messages(report: JobReport, profile: Profile, *, links: Links = Links()) -> SlackThread:
     """The thread of a test job's report. Every failing test is in a message, or in the attached file."""
-    return _Thread(report, profile, links).thread()
+    return with_buttons(without_buttons(report, profile), report.run, links)
+
+
+def without_buttons(report: JobReport, profile: Profile) -> SlackThread:
+    """The thread as it is known before the links are: nearly all the work."""
+    return _Thread(report, profile).thread()
+
+
+def with_buttons(thread: SlackThread, run: CiRun, links: Links) -> SlackThread:
+    """The thread with buttons below its main message."""
+    from slack_sdk.models.blocks import ActionsBlock, ButtonElement
+
+    targets = {"CI run": run.html_url, "All failures": links.failures, "Result files": links.hub, "History": links.page}
+    buttons = [
+        ButtonElement(text=label, url=url, action_id=f"open_{number}")
+        for number, (label, url) in enumerate(targets.items())
+        if url_of(url)
+    ]
+    if not buttons:
+        return thread
+    blocks = [*thread.main.blocks, ActionsBlock(elements=buttons).to_dict()]
+    return replace(thread, main=replace(thread.main, blocks=blocks))
 
 
 @dataclass(frozen=True)
 class _Thread:
     report: JobReport
     profile: Profile
-    links: Links
     _cut: list[str] = field(default_factory=list[str])  # what the messages could not show
 
     def thread(self) -> SlackThread:
@@ -232,7 +252,7 @@ class _Thread:
     # --- the main message
 
     def _main(self) -> SlackMessage:
-        from slack_sdk.models.blocks import ActionsBlock, ContextBlock, HeaderBlock, MarkdownTextObject, SectionBlock
+        from slack_sdk.models.blocks import ContextBlock, HeaderBlock, MarkdownTextObject, SectionBlock
 
         texts = [self._not_seen(), self._reading(), *self._tables()]
         sections = [SectionBlock(text=MarkdownTextObject(text=text)) for text in texts if text]
@@ -241,8 +261,6 @@ class _Thread:
             ContextBlock(elements=[MarkdownTextObject(text=text) for text in self._run_in_words()]),
             *sections,
         ]
-        if buttons := self._buttons():
-            blocks.append(ActionsBlock(elements=buttons))
         return SlackMessage("main", escape(self.verdict), [block.to_dict() for block in blocks])
 
     def _run_in_words(self) -> Iterator[str]:
@@ -371,21 +389,6 @@ class _Thread:
         if len(rows) > TABLE_ROWS:
             lines.append(f"… and {len(rows) - TABLE_ROWS:,} more")
         return "```\n" + clip("\n".join(lines), SECTION - 8) + "\n```"
-
-    def _buttons(self) -> list[Any]:
-        from slack_sdk.models.blocks import ButtonElement
-
-        targets = {
-            "CI run": self.report.run.html_url,
-            "All failures": self.links.failures,
-            "Result files": self.links.hub,
-            "History": self.links.page,
-        }
-        return [
-            ButtonElement(text=label, url=url, action_id=f"open_{number}")
-            for number, (label, url) in enumerate(targets.items())
-            if url_of(url)
-        ]
 
     # --- the replies
 
