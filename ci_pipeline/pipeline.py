@@ -13,16 +13,15 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
 from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow
-from ci_pipeline.services import TABLES, Services
+from ci_pipeline.services import TABLES, Services, worker_services
 from ci_pipeline.sources import SourceError, cursor_at
 from ci_pipeline.warehouse import WarehouseError
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
     from ci_pipeline.publish.ledger import Delivered
     from ci_pipeline.publish.thread import SlackThread
-    from ci_pipeline.settings import Settings
     from ci_pipeline.sources import Progress
 
 log = logging.getLogger(__name__)
@@ -117,6 +115,7 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
     from ci_pipeline.reports.tables import report_tables
     from ci_pipeline.sources.raw_store import load
 
+    services.forget(run_key)
     with services.raw.local(run_key) as folder:
         artifacts = available_artifacts(folder / "artifacts", services.profile)
         reports = read_reports(folder / "artifacts", artifacts, every_outcome=True)
@@ -128,6 +127,10 @@ def job_reports(run_key: str, services: Services, *, every_outcome: bool = False
 
     A test job whose artifacts are all missing has a report as well: the CI run's jobs announce it.
     """
+    return services.reports(run_key, every_outcome, lambda: _job_reports(run_key, services, every_outcome))
+
+
+def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[JobReport]:
     import pyarrow.compute as pc
 
     from ci_pipeline.analysis.job_results import job_links, job_report
@@ -449,31 +452,20 @@ def each(
     if len(run_keys) <= AHEAD or not at_once:
         yield from ((key, _attempt(step, key, services)) for key in run_keys)
         return
-    # Not forked: this process has Dagster's threads.
-    start = (services.settings, services.profile)
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start) as pool:
-        waiting = iter(run_keys)
-        running: deque[tuple[str, Future[T | Exception]]] = deque()
-        while True:
-            for key in islice(waiting, AHEAD - len(running)):
-                running.append((key, pool.submit(_attempt, step, key)))
-            if not running:
-                return
-            key, made = running.popleft()
-            yield key, made.result()
-
-
-_worker: list[Services] = []
-"""In a process of `each`: its own services."""
-
-
-def _start_worker(settings: Settings, profile: Profile) -> None:
-    _worker.append(Services(settings, profile))
+    waiting = iter(run_keys)
+    running: deque[tuple[str, Future[T | Exception]]] = deque()
+    while True:
+        for key in islice(waiting, AHEAD - len(running)):
+            running.append((key, services.workers.submit(_attempt, step, key)))
+        if not running:
+            return
+        key, made = running.popleft()
+        yield key, made.result()
 
 
 def _attempt(step: Step[T], run_key: str, services: Services | None = None) -> T | Exception:
     try:
-        return step(run_key, services or _worker[0])
+        return step(run_key, services or worker_services())
     except Exception as error:
         return error
 

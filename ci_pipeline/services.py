@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
     from ci_pipeline.earlier_runs import Comparison
-    from ci_pipeline.model import CiRun, EarlierRun, FetchedRun
+    from ci_pipeline.model import CiRun, EarlierRun, FetchedRun, JobReport
     from ci_pipeline.profile import Profile
     from ci_pipeline.publish.hub import Hub
     from ci_pipeline.publish.ledger import Ledger
@@ -42,7 +46,9 @@ class Services:
         self.settings = settings
         self.profile = profile
         self._s3 = s3
+        # The steps of a CI run ask for the same things, one after the other.
         self._fetched: _Recent[str, FetchedRun] = _Recent(4)
+        self._reports: _Recent[tuple[str, bool], list[JobReport]] = _Recent(2)
         self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
 
     @cached_property
@@ -101,6 +107,13 @@ class Services:
         migrate(client, self.settings.warehouse_engine)
         return client
 
+    @cached_property
+    def workers(self) -> ProcessPoolExecutor:
+        """Other processes that do steps of CI runs, each with services of its own."""
+        # Not forked: this process may have threads, as Dagster's have.
+        start = (self.settings, self.profile)
+        return ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start)
+
     def fetched(self, run_key: str) -> FetchedRun:
         """What `fetch` brought of a CI run.
 
@@ -116,6 +129,10 @@ class Services:
 
         return self._fetched.get_or(run_key, load)
 
+    def reports(self, run_key: str, every_outcome: bool, make: Callable[[], list[JobReport]]) -> list[JobReport]:
+        """What `make` makes of a CI run that was read, made once."""
+        return self._reports.get_or((run_key, every_outcome), make)
+
     def earlier(self, comparison: Comparison, test_job: str) -> EarlierRun | None:
         """What is known of a test job of an earlier run."""
         from ci_pipeline import earlier_runs
@@ -126,6 +143,8 @@ class Services:
     def forget(self, run_key: str) -> None:
         """What is known of a CI run is to be read again."""
         self._fetched.pop(run_key, None)
+        for every_outcome in (False, True):
+            self._reports.pop((run_key, every_outcome), None)
         for key in [key for key in self._earlier if key[0] == run_key]:
             del self._earlier[key]
 
@@ -149,7 +168,7 @@ class Services:
 
 
 class _Recent(OrderedDict[K, V]):
-    """The last `size` values that were asked for: the steps of one CI run ask for the same ones."""
+    """The last `size` values that were asked for."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -161,3 +180,23 @@ class _Recent(OrderedDict[K, V]):
             while len(self) > self._size:
                 self.popitem(last=False)
         return self[key]
+
+
+_worker: list[Services] = []
+
+
+def worker_services() -> Services:
+    """The services of the worker process that this is."""
+    return _worker[0]
+
+
+def _start_worker(settings: Settings, profile: Profile) -> None:
+    _worker.append(Services(settings, profile))
+
+    def end_with_parent() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    # A pool whose owner was killed would wait for work for ever.
+    Thread(target=end_with_parent, daemon=True).start()
