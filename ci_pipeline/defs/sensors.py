@@ -62,14 +62,19 @@ def ci_run_history(context: dg.SensorEvaluationContext, services: dg.ResourcePar
     if context.instance.get_runs(busy, limit=1):
         return dg.SensorResult(skip_reason="the page before is being processed", cursor=context.cursor)
     page = services.source.runs_after(context.cursor or cursor_at(datetime.fromtimestamp(0, UTC)), HISTORY_PAGE)
-    new = [run for run in page.runs if not services.is_processed(run.key)]
-    if not new:
+    missing = [run for run in page.runs if not services.is_processed(run.key)]
+    if not missing:
         return dg.SensorResult(skip_reason="no CI run that is not processed yet", cursor=page.cursor)
-    ends = (new[0].key, new[-1].key)
-    tags = {KIND: "history", **dict(zip(RANGE_TAGS, ends, strict=True))}
+    # A range is all between its ends in the order of insertion: a partition that is there already is one of its own.
+    additions = _additions(context, missing)
+    new = [key for addition in additions for key in addition.partition_keys]
+    ranges = [(run.key, run.key) for run in missing if run.key not in set(new)] + ([(new[0], new[-1])] if new else [])
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key="..".join(ends), tags=tags)],
-        dynamic_partitions_requests=_additions(context, new),
+        run_requests=[
+            dg.RunRequest(run_key="..".join(ends), tags={KIND: "history", **dict(zip(RANGE_TAGS, ends, strict=True))})
+            for ends in ranges
+        ],
+        dynamic_partitions_requests=additions,
         cursor=page.cursor,
     )
 

@@ -124,6 +124,19 @@ def test_history_leaves_out_what_was_processed(machine: Machine) -> None:
     assert request.tags[ASSET_PARTITION_RANGE_START_TAG] == "102-1"
 
 
+def test_a_partition_that_is_there_already_is_a_range_of_its_own(machine: Machine) -> None:
+    # 102 was requested as a new run and failed: its partition stands before those of the older history.
+    machine.instance.add_dynamic_partitions("ci_run", ["102-1"])
+    for run_id in (101, 102, 103):
+        put_run(machine.inbox, run_id, REPORTS)
+    requests = tick(machine, "ci_run_history").run_requests or []
+    ends = [(r.tags[ASSET_PARTITION_RANGE_START_TAG], r.tags[ASSET_PARTITION_RANGE_END_TAG]) for r in requests]
+    assert ends == [("102-1", "102-1"), ("101-1", "103-1")]
+    for start, end in ends:
+        assert machine.run(start, end).success
+    assert machine.messages() == {}
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
