@@ -6,7 +6,6 @@ fast matters: nothing here imports Dagster, pandas or pyarrow.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import re
@@ -56,7 +55,6 @@ def main(matrix: str = "", start: Start | None = None) -> int:
         with second_process() as start:
             return main(matrix, start)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    gc.disable()  # nothing is thrown away before the end: looking for it would take a quarter of the time
     try:
         step = workflow_step(matrix)
         require_slack(step)
@@ -64,8 +62,6 @@ def main(matrix: str = "", start: Start | None = None) -> int:
     except (SettingsError, SlackError) as error:
         print(f"ci-pipeline notify: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    finally:
-        gc.enable()
     return 0
 
 
