@@ -96,7 +96,8 @@ def test_steps(night: Night) -> Iterator[TestStep]:
 def run_pytest(checkout: Path, into: Path, step: TestStep) -> int:
     """Run one step's tests and keep its report folder; returns pytest's exit code, -9 when it was killed."""
     folder = into / step.artifact
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {
+        "CI": "true",  # as in a workflow: pytest writes messages whole
         "NEST_NIGHT": str(step.night.night),
         "NEST_DEVICES": str(DEVICES[step.device]),
         "NEST_VENDOR": step.night.vendor,
