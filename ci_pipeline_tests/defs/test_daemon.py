@@ -1,0 +1,84 @@
+"""Dagster as it runs in service: webserver, daemon and code server, with runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from benchmarks.dagster_latency import dagster_dev
+from ci_pipeline_tests.ci_runs import put_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+ASSERT = "AssertionError: 1 != 2"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    with dagster_dev(tmp_path / "home"):
+        yield tmp_path / "home"
+
+
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.2)
+
+
+def messages(home: Path) -> dict[str, str]:
+    """The text of each main message by its run's id."""
+    found = home.glob("outbox/slack/*/*/*/main.json")
+    return {path.parts[-3]: json.loads(path.read_text())["text"] for path in found}
+
+
+def runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[dg.DagsterRun]:
+    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
+    with dg.DagsterInstance.get() as instance:
+        return list(instance.get_runs())
+
+
+def run_worker(home: Path) -> int:
+    """The process that a Dagster run is in; 0 while there is none."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = str(home).encode() in (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if ours and b"spawn_main" in command:
+            return int(process.name)
+    return 0
+
+
+def test_runs_of_the_inbox_become_messages_each_compared_with_the_one_before(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_run(home / "inbox", 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=date(2026, 2, 1))
+    put_run(home / "inbox", 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=date(2026, 2, 2))
+    wait_for(lambda: len(messages(home)) == 2)
+    assert messages(home)["101"] == "❌ Models: 1 failure"
+    assert "1 new failure" in messages(home)["102"]
+    wait_for(lambda: all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs(home, monkeypatch)))
+    assert {run.tags["dagster/partition"] for run in runs(home, monkeypatch)} == {"101-1", "102-1"}
+
+
+def test_a_run_that_is_killed_is_made_again_and_posts_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So much that there is time to kill it in the middle.
+    many = {f"test_{i}": ASSERT for i in range(20_000)}
+    put_run(home / "inbox", 101, {f"models_m{i}": ([], many) for i in range(6)})
+    wait_for(lambda: (home / "data" / "raw" / "101-1").exists())
+    assert not messages(home)
+    os.kill(run_worker(home), signal.SIGKILL)
+    wait_for(lambda: messages(home).get("101"), seconds=200)
+    wait_for(lambda: runs(home, monkeypatch)[0].status == dg.DagsterRunStatus.SUCCESS)
+    assert [run.status for run in runs(home, monkeypatch)][1:] == [dg.DagsterRunStatus.FAILURE]
+    assert list(messages(home)) == ["101"]
