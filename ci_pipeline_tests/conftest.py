@@ -35,3 +35,32 @@ def warehouse(warehouse_url: str) -> Iterator[Client]:
     migrate(client)
     yield client
     client.command(f"DROP DATABASE {client.database}", use_database=False)
+
+
+@pytest.fixture
+def bucket(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://<bucket>` of an empty bucket, on a server to which the environment leads every client."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": moto_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{uuid4().hex}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """The address of a server that speaks AWS's APIs."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from ci_pipeline.table_store import MissingTable, TableStore
 
 TABLE = pa.table({"node_id": ["a::b", "ü"], "seconds": [1.5, None]})
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of a bucket on a server that speaks S3."""
-    import boto3
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_REGION", "us-east-1")
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="ci-data")
-        yield "s3://ci-data/tables"
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> TableStore:
-    root = str(tmp_path) if request.param == "folder" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
-    return TableStore(root)
+    return TableStore(str(tmp_path) if request.param == "folder" else f"{request.getfixturevalue('bucket')}/tables")
 
 
 def test_what_is_written_is_read(store: TableStore) -> None:

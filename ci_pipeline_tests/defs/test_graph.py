@@ -167,6 +167,17 @@ def test_a_run_that_the_source_does_not_have_fails_and_names_it(machine: Machine
     assert made(result) == set()
 
 
+def test_everything_is_kept_in_a_bucket_where_the_deployment_says_so(machine: Machine, bucket: str) -> None:
+    put_run(machine.inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    result = machine.run("101-1", CI_PIPELINE_DATA_URI=f"{bucket}/ci")
+    assert made(result) == ASSETS
+    assert str(metadata(result, "run_diff")["dagster/uri"]) == f"{bucket}/ci/tables/run_diff/101-1.parquet"
+    assert machine.services(CI_PIPELINE_DATA_URI=f"{bucket}/ci").raw.has("101-1")
+    assert not (machine.home / "data").exists()
+    machine.run("101-1", CI_PIPELINE_DATA_URI=f"{bucket}/ci")
+    assert list(machine.messages().values()) == ["❌ Models: 1 failure"]
+
+
 # --- a range of them ------------------------------------------------------------------------------------------------
 
 
