@@ -120,14 +120,7 @@ class Services:
         Raises:
             SourceError: nothing; one line.
         """
-
-        def load() -> FetchedRun:
-            from ci_pipeline.sources.raw_store import load
-
-            with self.raw.local(run_key) as folder:
-                return load(folder)
-
-        return self._fetched.get_or(run_key, load)
+        return self._fetched.get_or(run_key, lambda: self.raw.load(run_key))
 
     def reports(self, run_key: str, every_outcome: bool, make: Callable[[], list[JobReport]]) -> list[JobReport]:
         """What `make` makes of a CI run that was read, made once."""

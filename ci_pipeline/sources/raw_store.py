@@ -118,6 +118,27 @@ class RawStore:
             fs.copy_files(path, folder, self._fs, fs.LocalFileSystem())
             yield Path(folder)
 
+    def load(self, key: str) -> FetchedRun:
+        """What is known of a run, without the contents of its artifacts.
+
+        Raises:
+            SourceError: there is no such run.
+        """
+        from pyarrow import fs
+
+        path = self._path(key)
+        if isinstance(self._fs, fs.LocalFileSystem) or not self.has(key):
+            with self.local(key) as folder:
+                return load(folder)
+        with tempfile.TemporaryDirectory(prefix="ci-pipeline-") as folder:
+            for name in ("run", "jobs", "problems"):
+                with self._fs.open_input_file(f"{path}/{name}.json") as file:
+                    Path(folder, f"{name}.json").write_bytes(file.read())
+            Path(folder, "artifacts").mkdir()
+            for info in self._fs.get_file_info(fs.FileSelector(f"{path}/artifacts", allow_not_found=True)):
+                Path(folder, "artifacts", info.base_name).mkdir()
+            return load(Path(folder))
+
     def delete(self, key: str) -> None:
         """Forget a run; nothing happens when it is not there."""
         from pyarrow.fs import FileType

@@ -35,7 +35,7 @@ def test_a_run_comes_back_as_it_was(store, tmp_path):
     store.put("12-1", folder)
     assert store.has("12-1")
     with store.local("12-1") as local:
-        assert load(local) == load(folder)
+        assert load(local) == store.load("12-1") == load(folder)
         assert (local / "artifacts/report/stats.txt").read_text() == "1 passed"
         assert load(local).problems == (Problem("gone", "expired", device="single"),)
 
