@@ -200,29 +200,10 @@ def warehouse(host: str, port: int, path: Path | None) -> None:
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=3001, show_default=True, type=click.IntRange(0, 65535))
-def hud(host: str, port: int) -> None:
-    """Serve the pages.
-
-    The latest CI runs, and what fails in them since when.
-    """
-    import uvicorn
-
-    from ci_pipeline.hud.app import create_app
-    from ci_pipeline.profile import load_profile
-    from ci_pipeline.settings import load_settings
-
-    settings = load_settings()
-    app = create_app(settings, load_profile(settings.profile))
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
-
-
-@main.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=3001, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--pages/--no-pages", default=True, help="Whether the pages are served. [default: pages]")
 @click.option("--relay/--no-relay", default=True, help="Whether callbacks and results are taken. [default: relay]")
 def serve(host: str, port: int, pages: bool, relay: bool) -> None:
-    """Serve out-of-tree CI: relay, HUD API and pages.
+    """Serve the pages, and out-of-tree CI's relay and HUD API.
 
     Who may report is said by CI_PIPELINE_OOT_ALLOWLIST. Prometheus finds /metrics, load balancers /readyz.
 
