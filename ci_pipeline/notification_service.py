@@ -290,4 +290,4 @@ def get_last_daily_ci_reports(
 
 
 if __name__ == "__main__":
-    sys.exit(notify.main(*sys.argv[1:2]))
+    sys.exit(notify.main(sys.argv[1] if len(sys.argv) > 1 else ""))
