@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,17 @@ TOKENS = "relay-token-1,relay-token-2"
 @pytest.fixture(scope="session")
 def dynamodb_url() -> Iterator[str]:
     """The address of a DynamoDB API server."""
+    from moto.dynamodb.responses import DynamoHandler
     from moto.server import ThreadedMotoServer
+
+    # One request at a time: where moto refuses a transaction, it takes back what others wrote meanwhile as well.
+    lock, call_action = threading.Lock(), DynamoHandler.call_action
+
+    def one_at_a_time(handler: DynamoHandler) -> Any:
+        with lock:
+            return call_action(handler)
+
+    DynamoHandler.call_action = one_at_a_time  # pyright: ignore
 
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
