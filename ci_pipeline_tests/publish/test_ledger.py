@@ -1,38 +1,19 @@
 """The ledger on a disk and in a bucket."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from ci_pipeline.publish.ledger import Ledger, name_of
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    if request.param == "disk":
-        yield Ledger(str(tmp_path))
-        return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="acme-ci")
-        yield Ledger("s3://acme-ci/ledger")
-    finally:
-        server.stop()
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    root = str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('bucket')}/ledger"
+    return Ledger(root)
 
 
 def test_an_entry_is_written_read_replaced_listed_and_removed(ledger: Ledger):
