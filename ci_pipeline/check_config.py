@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AliasChoices, SecretStr
-from pydantic_settings import BaseSettings
 
 from ci_pipeline import settings as settings_module
 from ci_pipeline.profile import Profile, load_profile
-from ci_pipeline.settings import OidcIssuer, OotSettings, Settings, SettingsError, load_oot_settings
+from ci_pipeline.settings import OidcIssuer, OotSettings, Settings, SettingsError, Variables, load_oot_settings
 from ci_pipeline.sources import open_source
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def check() -> Config:
     return config
 
 
-def _variables(model: type[BaseSettings]) -> dict[str, tuple[str, ...]]:
+def _variables(model: type[Variables]) -> dict[str, tuple[str, ...]]:
     """The environment variables of each field."""
     aliases = {name: entry.validation_alias for name, entry in model.model_fields.items()}
     return {
@@ -100,7 +99,7 @@ def _masked(value: object) -> str:
 
 def _unknown_variables() -> list[str]:
     """Variables with our prefix that nothing reads: a slip of the pen would pass in silence."""
-    models = [m for m in vars(settings_module).values() if isinstance(m, type) and issubclass(m, BaseSettings)]
+    models = [m for m in vars(settings_module).values() if isinstance(m, type) and issubclass(m, Variables)]
     known = {variable for model in models for names in _variables(model).values() for variable in names}
     problems: list[str] = []
     for name in sorted(os.environ):

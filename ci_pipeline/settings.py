@@ -7,8 +7,9 @@ the one-shot command.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -21,9 +22,8 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_Settings = TypeVar("_Settings", bound="Settings")
+_Variables = TypeVar("_Variables", bound="Variables")
 
 
 class SettingsError(ValueError):
@@ -34,10 +34,14 @@ def _env(*names: str) -> AliasChoices:
     return AliasChoices(*names)
 
 
-class Settings(BaseSettings):
-    """Where things are. The defaults are the embedded deployment: everything below `home`, no account anywhere."""
+class Variables(BaseModel):
+    """Values that environment variables give; each field's alias is the name of its variable, or several names."""
 
-    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Settings(Variables):
+    """Where things are. The defaults are the embedded deployment: everything below `home`, no account anywhere."""
 
     home: Path = Field(Path(".ci-pipeline"), validation_alias=_env("CI_PIPELINE_HOME"))
     profile: str = Field("transformers", validation_alias=_env("CI_PIPELINE_PROFILE"))
@@ -128,12 +132,12 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class OotSettings(Settings):
     """Out-of-tree CI: who may report, by what proof, and where it is kept."""
 
-    model_config = SettingsConfigDict(defer_build=True)  # the one-shot command need not pay for it
+    model_config = ConfigDict(defer_build=True)  # the one-shot command need not pay for it
 
     # YAML, a path or an http(s) address, and the seconds after which it is read again. Unset: nobody may report.
     oot_allowlist: str = Field("", validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST"))
     oot_allowlist_ttl: float = Field(60.0, ge=0, validation_alias=_env("CI_PIPELINE_OOT_ALLOWLIST_TTL"))
-    oidc_issuers: Annotated[tuple[OidcIssuer, ...], NoDecode] = Field(
+    oidc_issuers: tuple[OidcIssuer, ...] = Field(
         default_factory=lambda: (OidcIssuer(issuer="https://token.actions.githubusercontent.com"),),
         validation_alias=_env("CI_PIPELINE_OIDC_ISSUERS"),
     )
@@ -177,10 +181,8 @@ class OotSettings(Settings):
         return tuple(filter(None, (token.strip() for token in self.relay_token_list.get_secret_value().split(","))))
 
 
-class StepSettings(BaseSettings):
+class StepSettings(Variables):
     """The environment of one workflow step: the reporter's variables, and GitHub's own. All optional."""
-
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     ci_event: str = Field("", validation_alias=_env("CI_EVENT"))
     ci_title: str = Field("", validation_alias=_env("CI_TITLE"))
@@ -212,9 +214,15 @@ def load_oot_settings(**overrides: object) -> OotSettings:
     return _load(OotSettings, overrides)
 
 
-def _load(settings: type[_Settings], overrides: dict[str, object]) -> _Settings:
+def load_step_settings() -> StepSettings:
+    """What the workflow step's environment says."""
+    return _load(StepSettings, {})
+
+
+def _load(variables: type[_Variables], overrides: dict[str, object]) -> _Variables:
+    environment = {name: value for name, value in os.environ.items() if value}  # an empty variable is an unset one
     try:
-        return settings(**overrides)  # pyright: ignore[reportArgumentType]
+        return variables.model_validate({**environment, **overrides})
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
 

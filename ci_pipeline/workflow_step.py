@@ -12,7 +12,7 @@ from pathlib import Path
 from ci_pipeline.model import Problem
 from ci_pipeline.profile import Profile, TestJob, Workflow, load_profile
 from ci_pipeline.reports.artifacts import available_artifacts
-from ci_pipeline.settings import Settings, SettingsError, StepSettings, load_settings
+from ci_pipeline.settings import Settings, SettingsError, StepSettings, load_settings, load_step_settings
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def workflow_step(matrix: str = "", root: Path | None = None) -> Step:
         SettingsError: a setting is wrong; one line.
     """
     settings, root = load_settings(), root or Path.cwd()
-    env = StepSettings.model_validate({})
+    env = load_step_settings()
     profile = load_profile(settings.profile)
     problems: list[Problem] = []
     test_job = env.ci_test_job or _job_of_most_artifacts(root, profile)

@@ -1,17 +1,16 @@
 from pathlib import Path
 
 import pytest
-from pydantic_settings import BaseSettings
 
 from ci_pipeline import settings as settings_module
-from ci_pipeline.settings import Settings, SettingsError, load_settings
+from ci_pipeline.settings import Settings, SettingsError, Variables, load_settings
 
 ROOT = Path(__file__).parent.parent
 
 
-def classes() -> list[type[BaseSettings]]:
-    found = [c for c in vars(settings_module).values() if isinstance(c, type) and issubclass(c, BaseSettings)]
-    return [c for c in found if c is not BaseSettings]
+def classes() -> list[type[Variables]]:
+    found = [c for c in vars(settings_module).values() if isinstance(c, type) and issubclass(c, Variables)]
+    return [c for c in found if c is not Variables]
 
 
 def variables() -> list[str]:
