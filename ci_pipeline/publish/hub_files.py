@@ -191,11 +191,12 @@ def comparable_failures(
     known: dict[Where, str] = {}
     if cut or not has_errors:
         for report in reports:
+            failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
             for outcome in report.outcomes:
                 where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
                 if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
                     known[where] = failures[begins]
-                elif outcome.outcome == "error" and not has_errors:
+                elif outcome.outcome == "error" and not has_errors and outcome.node_id not in failed:
                     known[where] = failures.get(where, outcome.trace)
     return {**failures, **known}
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,9 @@ def test_an_error_is_not_called_new_where_errors_were_not_listed() -> None:
     now = [outcome(f"{BERT}::e", "error"), outcome(f"{BERT}::f")]
     assert set(comparable_failures({}, now, has_errors=False)) == {("models_bert", "single", f"{BERT}::e")}
     assert comparable_failures({}, now, has_errors=True) == {}
+
+
+def test_a_failing_test_whose_teardown_broke_too_is_new_where_errors_were_not_listed() -> None:
+    failed, broken = outcome(f"{BERT}::f"), outcome(f"{BERT}::f", "error")
+    now = [replace(failed, outcomes=failed.outcomes + broken.outcomes)]
+    assert comparable_failures({}, now, has_errors=False) == {}
