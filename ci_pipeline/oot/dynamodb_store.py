@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.payload import cut
-from ci_pipeline.oot.record import FIELDS, Record, failed_tests_json
+from ci_pipeline.oot.record import FIELDS, Record, began_at, failed_tests_json
 from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
 
 log = logging.getLogger(__name__)
@@ -162,15 +162,18 @@ class DynamoDBStore:
     def _update(self, record: Record, fill: bool = False) -> dict[str, Any]:
         """An `in_progress` is held back by a `completed` that was earlier; with `fill` it adds what is missing."""
         fields = {name: value for name, value in _fitting(record).items() if name != "dynamoKey"}
+        now = time.time()
         sets = (f"#{name} = if_not_exists(#{name}, :{name})" if fill else f"#{name} = :{name}" for name in fields)
+        always = ("#changed_at = :changed_at", "#began_at = if_not_exists(#began_at, :began_at)")
         update: dict[str, Any] = {
             "TableName": self.table,
             "Key": {"dynamoKey": {"S": record["dynamoKey"]}},
-            "UpdateExpression": f"SET {', '.join(sets)}, #changed_at = :changed_at ADD #version :one",
-            "ExpressionAttributeNames": {f"#{name}": name for name in (*fields, "changed_at", "version")},
+            "UpdateExpression": f"SET {', '.join((*sets, *always))} ADD #version :one",
+            "ExpressionAttributeNames": {f"#{name}": name for name in (*fields, "changed_at", "began_at", "version")},
             "ExpressionAttributeValues": {
                 **{f":{name}": _attribute(value) for name, value in fields.items()},
-                ":changed_at": _attribute(time.time()),
+                ":changed_at": _attribute(now),
+                ":began_at": _attribute(began_at(record, now)),
                 ":one": _attribute(1),
             },
         }
@@ -374,7 +377,7 @@ def _change(item: dict[str, dict[str, str]]) -> Change:
     record: Record = {name: type(*item[name].values()) for name, type in FIELDS.items() if name in item}
     # Records of an older writer have no version.
     version, changed_at = (item.get(name, {}).get("N", "0") for name in ("version", "changed_at"))
-    return Change(record, int(version), float(changed_at))
+    return Change(record, int(version), float(changed_at), item.get("began_at", {}).get("S", ""))
 
 
 def _fitting(record: Record) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -68,12 +68,21 @@ def _address(*schemes: str) -> AfterValidator:
 
 def _time(text: str) -> str:
     try:
-        # DateTime64(9) reaches from 1900 to 2262.
-        if text and not 1970 <= datetime.fromisoformat(text).year < 2262:
+        if text and not 0 <= instant(text).timestamp() < 2**32:  # ClickHouse's DateTime, until 2106
             raise ValueError
-    except ValueError:
-        raise ValueError("must be an ISO 8601 time") from None
+    except (ValueError, OverflowError):
+        raise ValueError("must be an ISO 8601 time from 1970 to 2105") from None
     return text
+
+
+def instant(text: str) -> datetime:
+    """An ISO 8601 time; without a zone it is UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _number(value: Any) -> float | None:
@@ -148,9 +157,14 @@ class Head(_Part):
     sha: _Text = ""
 
 
+class User(_Part):
+    login: Annotated[str, *_cut_at(100)] = ""
+
+
 class PullRequest(_Part):
-    number: Annotated[int, Field(ge=1, lt=2**63)]
+    number: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(lambda value: 0 if value is None else value)] = 0
     head: Head | None = None
+    user: User | None = None
 
 
 class Repository(_Part):
@@ -161,6 +175,15 @@ class Payload(_Part):
     pull_request: PullRequest | None = None
     repository: Repository | None = None
     head_sha: _Text = ""
+
+    @property
+    def pr_number(self) -> int | None:
+        return (self.pull_request.number if self.pull_request else 0) or None
+
+    @property
+    def pr_author(self) -> str:
+        user = self.pull_request.user if self.pull_request else None
+        return user.login if user else ""
 
     @property
     def stated_sha(self) -> str:
@@ -219,7 +242,7 @@ def read_callback(body: bytes) -> Callback | Refused:
     if isinstance(callback, Callback) and callback.self_report:
         if callback.workflow.status != "completed":
             return Refused(400, f"workflow.status: a {callback.event_type} report is sent once, as completed")
-        if callback.payload.pull_request:
+        if callback.payload.pr_number:
             return Refused(400, f"payload.pull_request: a {callback.event_type} report belongs to no pull request")
     return callback
 

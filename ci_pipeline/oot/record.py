@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from ci_pipeline.oot.lifecycle import Step
@@ -22,6 +23,7 @@ FIELDS: dict[str, type] = {
     "event_type": str,
     "delivery_id": str,
     "pr_number": int,
+    "pr_author": str,
     "pytorch_head_sha": str,
     "workflow_name": str,
     "workflow_run_url": str,
@@ -56,7 +58,8 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
         "status": workflow.status,
         "downstream_repo": repo,
         "upstream_repo": (payload.repository and payload.repository.full_name) or upstream,
-        "pr_number": payload.pull_request.number if payload.pull_request else 0,
+        "pr_number": payload.pr_number or 0,
+        "pr_author": payload.pr_author or None,
         "pytorch_head_sha": payload.stated_sha or callback.delivery_id,
         "delivery_id": callback.delivery_id,
         "workflow_name": workflow.name,
@@ -80,9 +83,15 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
     return {name: value for name, value in record.items() if value is not None}
 
 
+def began_at(record: Record, now: float) -> str:
+    """When a job began as far as its first report says, in ISO 8601. Stores keep it: what is sorted by it stays put."""
+    said = record.get("started_at") or record.get("completed_at")
+    return str(said or datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"))
+
+
 def step(callback: Callback, record: Record) -> Step:
     """What the lifecycle needs to know of a callback; `record` is without what was measured here."""
-    workflow = callback.workflow
+    workflow, payload = callback.workflow, callback.payload
     repo = str(record["downstream_repo"])
     # Its sender's retry is the same story even if the allowlist's level changed in between.
     content = json.dumps({**record, "downstream_repo_level": ""}, sort_keys=True)
@@ -97,8 +106,8 @@ def step(callback: Callback, record: Record) -> Step:
         dynamo_key=str(record["dynamoKey"]),
         run_attempt=workflow.run_attempt,
         self_report=callback.self_report,
-        pr_number=callback.payload.pull_request.number if callback.payload.pull_request else None,
-        head_sha=callback.payload.stated_sha,
+        pr_number=payload.pr_number,
+        head_sha=payload.stated_sha,
     )
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ci_pipeline.oot.payload import instant
 from ci_pipeline.oot.record import FIELDS
 from ci_pipeline.oot.store import Change, Store, StoreUnavailable
 from ci_pipeline.warehouse import WarehouseError
@@ -165,10 +166,10 @@ def dead_letters(client: Client) -> Iterator[DeadLetter]:
     """
     with refusals("the warehouse does not answer"):
         result = client.query(
-            "SELECT record, record_version, changed_at, reason FROM oot_dead_letter FINAL WHERE pending"
+            "SELECT record, record_version, changed_at, began_at, reason FROM oot_dead_letter FINAL WHERE pending"
         )
-    for record, version, changed_at, reason in result.result_rows:
-        yield DeadLetter(Change(json.loads(record), version, changed_at), reason)
+    for record, version, changed_at, began_at, reason in result.result_rows:
+        yield DeadLetter(Change(json.loads(record), version, changed_at, began_at), reason)
 
 
 def replay(client: Client) -> tuple[int, list[DeadLetter]]:
@@ -195,6 +196,7 @@ def _keep(client: Client, letter: DeadLetter, *, pending: bool) -> None:
         "record": json.dumps(change.record),  # ASCII: what is no Unicode comes back as it was
         "record_version": change.version,
         "changed_at": change.changed_at,
+        "began_at": _utf8(change.began_at),
         "reason": _utf8(letter.reason),
         "pending": pending,
         "version": time.time_ns(),
@@ -279,15 +281,13 @@ def _row(change: Change) -> dict[str, Any]:
     row: dict[str, Any] = {name: record.get(name, None if type is float else type()) for name, type in FIELDS.items()}
     times = {name: _time(record.get(name)) for name in _TIMES}
     changed_at = datetime.fromtimestamp(change.changed_at, UTC)
-    return row | times | {"version": _version(change), "changed_at": changed_at}
+    began_at = _time(change.began_at or record.get("started_at") or record.get("completed_at"))
+    return row | times | {"version": _version(change), "changed_at": changed_at, "began_at": began_at}
 
 
 def _time(text: Any) -> datetime:
-    """1970 where there is none; without a zone it is UTC."""
-    if not text:
-        return _NEVER
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    """1970 where there is none."""
+    return instant(text) if text else _NEVER
 
 
 @cache
@@ -305,5 +305,6 @@ def _schema() -> pa.Schema:
             *fields,
             pa.field("version", pa.uint64(), nullable=False),
             pa.field("changed_at", pa.timestamp("us", "UTC"), nullable=False),
+            pa.field("began_at", pa.timestamp("ns", "UTC"), nullable=False),
         ]
     )

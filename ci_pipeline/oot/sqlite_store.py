@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
-from ci_pipeline.oot.record import FIELDS, Record
+from ci_pipeline.oot.record import FIELDS, Record, began_at
 from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, too_many
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TYPES = {str: "TEXT", int: "INTEGER", float: "REAL"}
-_COLUMNS = ", ".join(
-    f"{name} {_TYPES[type]}{' PRIMARY KEY' if name == 'dynamoKey' else ''}" for name, type in FIELDS.items()
-)
+_COLUMNS = {name: _TYPES[type] for name, type in FIELDS.items()} | {"began_at": "TEXT", "dynamoKey": "TEXT PRIMARY KEY"}
+_LAYOUT = ", ".join(f"{name} {type}" for name, type in _COLUMNS.items())
 
 # `sequence` moves a record that changed to the end: reading behind a sequence is the change feed, without a copy.
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS oot_workflow_job (sequence INTEGER, version INTEGER, changed_at REAL, {_COLUMNS});
+CREATE TABLE IF NOT EXISTS oot_workflow_job (sequence INTEGER, version INTEGER, changed_at REAL, {_LAYOUT});
 CREATE UNIQUE INDEX IF NOT EXISTS oot_workflow_job_sequence ON oot_workflow_job (sequence);
 CREATE INDEX IF NOT EXISTS oot_workflow_job_in_progress ON oot_workflow_job (changed_at) WHERE status = 'in_progress';
 CREATE TABLE IF NOT EXISTS lifecycle (key TEXT PRIMARY KEY, item TEXT, expires_at REAL) WITHOUT ROWID;
@@ -61,6 +60,7 @@ class SqliteStore:
         try:
             connection = self._connect()
             connection.executescript(_SCHEMA)
+            _add_columns(connection)
             self._reader = self._connect()
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path}: {error}") from error
@@ -245,6 +245,18 @@ class _Task(NamedTuple):
     future: Future[Any]
 
 
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """The columns that a file of an earlier version has not."""
+    connection.execute("BEGIN IMMEDIATE")
+    there = {row["name"] for row in connection.execute("PRAGMA table_info(oot_workflow_job)")}
+    for name in _COLUMNS.keys() - there:
+        connection.execute(f"ALTER TABLE oot_workflow_job ADD COLUMN {name} {_COLUMNS[name]}")
+    if "began_at" not in there:
+        reported = "strftime('%Y-%m-%dT%H:%M:%SZ', changed_at, 'unixepoch')"
+        connection.execute(f"UPDATE oot_workflow_job SET began_at = coalesce(started_at, completed_at, {reported})")
+    connection.execute("COMMIT")
+
+
 def _purge(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM lifecycle WHERE expires_at < ?", (time.time(),))
 
@@ -290,7 +302,8 @@ def _count_request(connection: sqlite3.Connection, repo: str, rate_limit: int, n
 
 def _upsert(connection: sqlite3.Connection, record: Record) -> None:
     statement = _upsert_statement(tuple(record), late=record["status"] == "in_progress")
-    connection.execute(statement, (*record.values(), time.time()))
+    now = time.time()
+    connection.execute(statement, (*record.values(), now, began_at(record, now)))
 
 
 @lru_cache
@@ -302,8 +315,8 @@ def _upsert_statement(fields: tuple[str, ...], late: bool) -> str:
     )
     sets = [f"{field} = {value.format(field)}" for field in fields if field != "dynamoKey"]
     return (
-        f"INSERT INTO oot_workflow_job ({', '.join(fields)}, changed_at, version, sequence)"
-        f" VALUES ({'?, ' * len(fields)} ?, 1, (SELECT coalesce(max(sequence), 0) + 1 FROM oot_workflow_job))"
+        f"INSERT INTO oot_workflow_job ({', '.join(fields)}, changed_at, began_at, version, sequence)"
+        f" VALUES ({'?, ' * len(fields)} ?, ?, 1, (SELECT coalesce(max(sequence), 0) + 1 FROM oot_workflow_job))"
         f" ON CONFLICT (dynamoKey) DO UPDATE SET {', '.join(sets)},"
         " changed_at = excluded.changed_at, version = version + 1, sequence = excluded.sequence"
     )
@@ -311,4 +324,4 @@ def _upsert_statement(fields: tuple[str, ...], late: bool) -> str:
 
 def _change(row: sqlite3.Row) -> Change:
     record: Record = {name: row[name] for name in FIELDS if row[name] is not None}
-    return Change(record, row["version"], row["changed_at"])
+    return Change(record, row["version"], row["changed_at"], row["began_at"])

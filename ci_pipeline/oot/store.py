@@ -25,12 +25,14 @@ class StoreUnavailable(Exception):
 class Change:
     """A record as it is after a write.
 
-    `version` grows by one with each write of this record; `changed_at` is in seconds since 1970.
+    `version` grows by one with each write of this record; `changed_at` is in seconds since 1970. `began_at` is what
+    `record.began_at` said at the first write; "" where another writer made the record.
     """
 
     record: Record
     version: int
     changed_at: float
+    began_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,16 +54,25 @@ def dynamodb_url() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["sqlite", "dynamodb"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "sqlite":
-        store: Any = SqliteStore(tmp_path / "oot.sqlite")
-    else:
-        address = request.getfixturevalue("dynamodb_url")
-        store = DynamoDBStore.from_url(f"dynamodb://us-east-1/table-{uuid.uuid4().hex}?endpoint_url={address}")
-        store.create_tables()
+@pytest.fixture
+def dynamodb_store(dynamodb_url: str) -> Iterator[DynamoDBStore]:
+    """Tables of its own."""
+    store = DynamoDBStore.from_url(f"dynamodb://us-east-1/table-{uuid.uuid4().hex}?endpoint_url={dynamodb_url}")
+    store.create_tables()
     yield store
     store.close()
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "oot.sqlite")
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["sqlite_store", "dynamodb_store"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

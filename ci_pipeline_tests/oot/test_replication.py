@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any
@@ -15,13 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ci_pipeline.oot import replication
+from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 from ci_pipeline.oot.health import roll_up
+from ci_pipeline.oot.payload import instant
 from ci_pipeline.oot.record import FIELDS, Record
 from ci_pipeline.oot.replication import Replicated, reconcile, replay, replicate, replicate_all
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.oot.store import Change, Store, StoreUnavailable
 from ci_pipeline.oot.sweeper import close_silent_jobs
 from ci_pipeline.warehouse import WarehouseError
+from ci_pipeline.warehouse import client as warehouse_client
 from ci_pipeline.warehouse.client import connect, migrate
 from ci_pipeline.warehouse.embedded import Embedded
 
@@ -82,6 +87,72 @@ def sqlite(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
+# --- where a job is found ---------------------------------------------------------------------------------------------
+
+
+def partitions(client: Client) -> list[tuple[Any, ...]]:
+    """Status and week of every job, merged within weeks alone, as the pages count them."""
+    merged = "SETTINGS do_not_merge_across_partitions_select_final = 1"
+    query = f"SELECT status, toMonday(hour) FROM oot_workflow_job FINAL ORDER BY ALL {merged}"
+    return [tuple(row) for row in client.query(query).result_rows]
+
+
+@pytest.mark.parametrize("started_at", ["", "2026-04-28T10:00:00Z"])
+def test_a_job_stays_in_one_partition_whatever_it_says_later(store: Store, warehouse: Client, started_at: str) -> None:
+    begun = record("in_progress", started_at=started_at)
+    if not started_at:
+        del begun["started_at"]
+    store.write(begun).result()
+    cursor = replicate(store, warehouse, "").cursor
+    [(_, week)] = partitions(warehouse)
+    store.write(record("completed", started_at="2025-01-01T00:00:00Z", completed_at="2025-01-02T00:00:00Z")).result()
+    assert replicate(store, warehouse, cursor).rows == 1
+    assert partitions(warehouse) == [("completed", week)]
+    assert rows(warehouse, "toYear(started_at)") == [(2025,)]
+
+
+def test_a_file_of_an_earlier_version_is_opened_and_its_jobs_stay_where_they_were(tmp_path: Path, warehouse: Client):
+    path = tmp_path / "oot.sqlite"
+    with closing(SqliteStore(path)) as store:
+        store.write(record("in_progress")).result()
+        store.write({"dynamoKey": "without times", "status": "in_progress"}).result()
+    with closing(sqlite3.connect(path)) as connection:
+        for column in ("began_at", "pr_author"):
+            connection.execute(f"ALTER TABLE oot_workflow_job DROP COLUMN {column}")
+    with closing(SqliteStore(path)) as store:
+        found = {str(change.record["dynamoKey"]): change for change in store.records()}
+        assert found[KEY].began_at == "2026-04-28T10:00:00Z"
+        assert abs(instant(found["without times"].began_at).timestamp() - time.time()) < 60
+        store.write(record("completed", pr_author="ann")).result()
+        replicate(store, warehouse, "")
+    assert ("completed", date(2026, 4, 27)) in partitions(warehouse)
+
+
+def test_a_warehouse_of_an_earlier_version_keeps_its_jobs(warehouse_url: str, monkeypatch: pytest.MonkeyPatch):
+    client = connect(warehouse_url)
+    every = warehouse_client._migrations()  # pyright: ignore[reportPrivateUsage]
+    earlier = {name: statements for name, statements in every.items() if name < "0006"}
+    with monkeypatch.context() as patched:
+        patched.setattr(warehouse_client, "_migrations", lambda: earlier)
+        migrate(client)
+    columns = "dynamoKey, status, downstream_repo, delivery_id, version, started_at, completed_at"
+    client.command(
+        f"INSERT INTO oot_workflow_job ({columns}) VALUES"
+        " ('astray', 'in_progress', 'org/backend', 'delivery-1', 1, 0, 0),"
+        " ('astray', 'completed', 'org/backend', 'delivery-1', 2, 0, '2026-04-28 10:30:00'),"
+        " ('begun', 'in_progress', 'org/backend', 'delivery-1', 1, '2026-04-28 10:00:00', 0)"
+    )
+    assert "0006_oot_began" in migrate(client)
+    insert_one = [Change(record("completed", key="begun"), 2, 2.0, "2026-04-28T10:00:00Z")]
+    assert replication.insert(client, insert_one) == []
+    wait_for_mutations = "SELECT count() FROM system.mutations WHERE NOT is_done AND database = currentDatabase()"
+    end = time.monotonic() + 30
+    while client.command(wait_for_mutations) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert partitions(client) == [("completed", date(2026, 4, 27))] * 2
+    client.command(f"DROP DATABASE {client.database}", use_database=False)
+
+
 # --- what arrives ---------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +161,7 @@ def test_a_job_arrives_with_every_field_of_its_record(store: Store, warehouse: C
         "completed",
         conclusion="failure",
         downstream_repo_level="L2",
+        pr_author="ann",
         event_type="pull_request",
         workflow_name="CI",
         workflow_run_url="https://github.com/org/backend/actions/runs/1",
@@ -267,7 +339,6 @@ def test_the_cursor_stays_behind_what_has_arrived(
 
 
 def test_a_store_that_does_not_answer_is_reported(warehouse: Client, tmp_path: Path) -> None:
-    from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 
     with pytest.raises(StoreUnavailable):
         replicate(DynamoDBStore.from_url("dynamodb://us-east-1/?endpoint_url=http://127.0.0.1:9"), warehouse, "")
