@@ -316,7 +316,7 @@ def _summary(processed: ProcessedRun) -> dict[str, Any]:
                 "complete": not report.problems,
                 "problems": [asdict(problem) for problem in report.problems],
                 "results": report.results,
-                "diff": [{**asdict(row), "since": row.since and row.since.isoformat()} for row in report.diff],
+                "diff": [{**row._asdict(), "since": row.since and row.since.isoformat()} for row in report.diff],
             }
             for report in processed.reports
         },

@@ -1,7 +1,8 @@
 """The rows that rooms hand to one another.
 
-Plain frozen dataclasses and nothing else: importing this module costs nothing, so that the one-shot command starts
-fast. The same rows in bulk are pyarrow tables; their columns are in `ci_pipeline.tables`.
+Plain frozen dataclasses, and named tuples where a run has a million of them: importing this module costs nothing, so
+that the one-shot command starts fast. The same rows in bulk are pyarrow tables; their columns are in
+`ci_pipeline.tables`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 Outcome = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed", "rerun"]
 """How one test ended, in pytest's words."""
@@ -135,12 +136,11 @@ class Counts:
         return self.passed + self.failed + self.errors + self.skipped + self.xfailed + self.xpassed
 
 
-@dataclass(frozen=True, slots=True)
-class TestOutcome:
+class TestOutcome(NamedTuple):
     """One test on one device in one CI run.
 
-    `message` is what pytest prints behind ` - ` in its summary (whole, may have several lines). `trace` is the line
-    that reports show: `(line 42)  ValueError: text`. Both are empty for tests that passed.
+    `message` is what pytest prints behind ` - ` in its summary: whole, where every outcome is read, else empty. `trace`
+    is the line that reports show: `(line 42)  ValueError: text`. Both are empty for tests that passed.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
@@ -150,10 +150,6 @@ class TestOutcome:
     message: str = ""
     trace: str = ""
     seconds: float | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Runs have a million of these, and processes hand them over: a third of the time of the default.
-        return TestOutcome, (self.node_id, self.outcome, self.message, self.trace, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +202,7 @@ Change = Literal[
 """What happened to a test since an earlier run; `unique_failure`: failing here, not in another vendor's run."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunDiffRow:
+class RunDiffRow(NamedTuple):
     """One test on one device against one other run."""
 
     test_job: str

@@ -14,7 +14,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -193,7 +193,7 @@ def compared_reports(run_key: str, services: Services, *, every_outcome: bool = 
     table = services.tables.read("run_diff", run_key)
     with_runs = compared_with(table)
     rows: dict[str, list[RunDiffRow]] = {}
-    for row in table.select([field.name for field in fields(RunDiffRow)]).to_pylist():
+    for row in table.select(RunDiffRow._fields).to_pylist():
         rows.setdefault(row["test_job"], []).append(RunDiffRow(**row))
     done: list[JobReport] = []
     for report in job_reports(run_key, services, every_outcome=every_outcome):

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,18 @@ def failures_by_module(failures: Sequence[Where], profile: Profile, test_job: st
     """
     job = profile.test_jobs.get(test_job)
     prefixes = [*profile.module_folders, *(prefix.rstrip("_") for prefix in (job.prefixes if job else ()))]
-    modules: dict[str, dict[str, list[str]]] = {}
-    for _, device, node_id in failures:
-        path = node_id.partition("::")[0].removeprefix("tests/")
+
+    @cache
+    def module_of(path: str) -> str:
+        path = path.removeprefix("tests/")
         for prefix in prefixes:
             path = path.removeprefix(f"{prefix}/")
-        devices = modules.setdefault(path.partition("/")[0], {f"{known}-gpu": [] for known in profile.devices})
+        return path.partition("/")[0]
+
+    modules: dict[str, dict[str, list[str]]] = {}
+    for _, device, node_id in failures:
+        module = module_of(node_id.partition("::")[0])
+        devices = modules.get(module) or modules.setdefault(module, {f"{known}-gpu": [] for known in profile.devices})
         devices.setdefault(f"{device}-gpu" if device else NO_DEVICE, []).append(node_id)
     return modules
 
@@ -193,6 +200,8 @@ def comparable_failures(
         for report in reports:
             failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
             for outcome in report.outcomes:
+                if not cut and outcome.outcome != "error":
+                    continue
                 where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
                 if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
                     known[where] = failures[begins]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ci_pipeline.model import RED, CiRun, EarlierRun, JobReport, RunDiffRow
 from ci_pipeline.publish.mrkdwn import clip, code, escape, link, url_of
@@ -55,7 +56,7 @@ INFRASTRUCTURE = {
 """What an error that mentions one of these is probably about: the machines, not the change."""
 
 _INFRASTRUCTURE = re.compile("|".join(f"({pattern})" for pattern in INFRASTRUCTURE.values()))
-_LINE = re.compile(r"^\((line \d+)\)\s+")
+_LINE = re.compile(r"\((line \d+)\)\s+")
 _VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
 
 
@@ -68,8 +69,7 @@ class Links:
     page: str = ""  # the run's page of the HUD
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(NamedTuple):
     """One failing test on one device."""
 
     entry: str
@@ -77,13 +77,10 @@ class Failing:
     node_id: str
     trace: str
     row: RunDiffRow | None  # against the previous run; None where there is none
+    is_new: bool
     only_here: bool  # passes in another vendor's run
     error: str  # its trace without what differs from one place to another
     infrastructure: str  # "" or a key of INFRASTRUCTURE
-
-    @property
-    def is_new(self) -> bool:
-        return self.row is not None and self.row.change == "new_failure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +148,23 @@ class _Thread:
         rows: dict[tuple[str, str, str], RunDiffRow] = {}
         unique: set[tuple[str, str, str]] = set()
         for row in self.report.diff:
-            key = (row.matrix_entry, row.device, row.node_id)
             if row.change == "unique_failure":
-                unique.add(key)
+                unique.add(row[1:4])
             elif row.against_run_id == previous:
-                rows[key] = row
+                rows[row[1:4]] = row
         errors: dict[str, tuple[str, str]] = {}  # a broken driver makes one of them for every test
         found: dict[tuple[str, str, str], Failing] = {}
         for test_report in self.report.reports:
-            artifact = test_report.artifact
-            for outcome in test_report.outcomes:
-                key = (artifact.matrix_entry, artifact.device, outcome.node_id)
-                if outcome.outcome in RED and key not in found:
-                    text = _LINE.sub("", outcome.trace)[:1000]
+            entry, device = test_report.artifact.matrix_entry, test_report.artifact.device
+            for node_id, outcome, _, trace, _ in test_report.outcomes:
+                key = (entry, device, node_id)
+                if outcome in RED and key not in found:
+                    text = _line_and_error(trace)[1][:1000]
                     if text not in errors:
                         errors[text] = _VOLATILE.sub("0", text[:200]), _infrastructure(text)
-                    found[key] = Failing(*key, outcome.trace, rows.get(key), key in unique, *errors[text])
+                    row = rows.get(key)
+                    is_new = row is not None and row.change == "new_failure"
+                    found[key] = Failing(entry, device, node_id, trace, row, is_new, key in unique, *errors[text])
         return sorted(found.values(), key=lambda failing: not failing.is_new)
 
     @cached_property
@@ -351,31 +349,28 @@ class _Thread:
         for report in self.report.reports:
             if report.counts:
                 ran.setdefault(report.artifact.matrix_entry, set()).add(report.artifact.device)
-        on: dict[tuple[str, str], set[str]] = {}
+        on: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for f in self.failing:
             if len(ran.get(f.entry, ())) > 1:
-                on.setdefault((f.entry, f.node_id), set()).add(f.device)
+                on[f.entry, f.node_id].append(f.device)
         if not on:
             return ""
-        everywhere = sum(devices >= ran[entry] for (entry, _), devices in on.items())
-        alone = Counter(next(iter(devices)) for devices in on.values() if len(devices) == 1)
+        everywhere = sum(ran[entry].issubset(devices) for (entry, _), devices in on.items())
+        alone = Counter(devices[0] for devices in on.values() if len(devices) == 1)
         words = [f"{everywhere:,} on every device"] if everywhere else []
         words += [f"{alone[device]:,} only on {label}" for device, label in self.devices.items() if alone[device]]
         return f"*Failing tests:* {', '.join(words)}" if words else ""
 
     def _tables(self) -> Iterator[str]:
         category_of = self.profile.category_of
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for f in self.failing:
-            counts[category_of(f.node_id)][f.device] += 1
-        if len(counts) > 1:
-            order = [*self.profile.categories, *counts]
-            yield self._table("Category", [(c, counts[c]) for c in dict.fromkeys(order) if c in counts])
-        entries: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for f in self.failing:
-            entries[f.entry][f.device] += 1
-            entries[f.entry]["new"] += f.is_new
+        categories = _counted((category_of(f.node_id), f.device) for f in self.failing)
+        if len(categories) > 1:
+            order = [*self.profile.categories, *categories]
+            yield self._table("Category", [(c, categories[c]) for c in dict.fromkeys(order) if c in categories])
+        entries = _counted(map(attrgetter("entry", "device"), self.failing))
         if len(entries) > 1:
+            for entry, new in Counter(f.entry for f in self.failing if f.is_new).items():
+                entries[entry]["new"] = new
             rows = sorted(entries.items(), key=lambda item: (-item[1]["new"], -item[1].total(), item[0]))
             yield self._table("Most failures", [(self.display(e), c) for e, c in rows])
 
@@ -404,13 +399,13 @@ class _Thread:
             left = [f for f in left if id(f) not in gone]
             yield from taken.items()
 
-        for cause, failing in take(_by(left, lambda f: f.infrastructure), 2):
+        for cause, failing in take(_by(left, "infrastructure"), 2):
             groups.append(Group(f"cause/{cause}", cause, f"🏗 *{cause.capitalize()}*", failing, cause=True, shared=True))
-        for error, failing in take(_by(left, lambda f: f.error), 3):
-            example = _LINE.sub("", failing[0].trace)
+        for error, failing in take(_by(left, "error"), 3):
+            example = _line_and_error(failing[0].trace)[1]
             key = f"error/{hashlib.sha1(error.encode()).hexdigest()[:12]}"
             groups.append(Group(key, clip(example, 60), code(clip(example, TRACE)), failing, example, shared=True))
-        for entry, failing in _by(left, lambda f: f.entry).items():
+        for entry, failing in _by(left, "entry").items():
             name = self.display(entry)
             groups.append(Group(f"entry/{entry}", name, f"*{escape(name)}*", failing))
         return sorted(groups, key=lambda g: (-sum(f.is_new for f in g.failing), -len(g.failing), g.key))
@@ -452,7 +447,7 @@ class _Thread:
         """A group in lines of mrkdwn, in all at most `limit` characters: what it is, then its tests."""
         new = sum(f.is_new for f in group.failing)
         count = _n(len(group.failing), "failure") + (f", {new:,} new" if new and new < len(group.failing) else "")
-        entries = _by(group.failing, lambda f: f.entry)
+        entries = _by(group.failing, "entry")
         if group.shared:
             where = f"in {_n(len(entries), 'entry')}"
             lines = [f"{group.title} — {count} {where}{' · infrastructure, probably' if group.cause else ''}"]
@@ -465,7 +460,7 @@ class _Thread:
         used, shown = len(lines[0]), 0
         for entry, failing in entries.items():
             heading = [" · ".join(filter(None, [f"*{escape(self.display(entry))}*", self._job_links(entry)]))]
-            for tests in _by(failing, lambda f: (f.node_id, f.trace)).values():
+            for tests in _by(failing, "node_id", "trace").values():
                 added = [*(heading if group.shared else ()), self._test(tests, group)]
                 heading = []
                 size = sum(map(len, added)) + len(added)
@@ -494,10 +489,10 @@ class _Thread:
             facts.append("another error than before")
         if any(t.only_here for t in tests):
             facts.append("only here")
-        line, error = _LINE.match(test.trace), _LINE.sub("", test.trace)
+        line, error = _line_and_error(test.trace)
         if group.example:
             # The error is the group's, but for its numbers.
-            facts.append(line[1] if line else "")
+            facts.append(line)
             trace = ""
         else:
             trace = f"\n      {code(clip(test.trace or 'no trace in its report', TRACE))}"
@@ -511,12 +506,13 @@ class _Thread:
         """Everything that failed and everything that was not seen, whole."""
         report = self.report
         lines = [self.verdict, report.run.html_url, ""]
+        labels = {device: self.label(device) for device in self.devices}
         lines += [f"not seen: {p.subject} {self.label(p.device)}: {p.reason}" for p in report.problems]
-        for entry, failing in _by(sorted(self.failing, key=lambda f: f.entry), lambda f: f.entry).items():
+        for entry, failing in sorted(_by(self.failing, "entry").items()):
             lines += ["", f"== {self.display(entry)}: {_n(len(failing), 'failure')}"]
-            for tests in _by(failing, lambda f: (f.node_id, f.trace, f.is_new)).values():
+            for tests in _by(failing, "node_id", "trace", "is_new").values():
                 test = tests[0]
-                devices = ", ".join(self.label(t.device) for t in tests)
+                devices = ", ".join([labels[t.device] for t in tests])
                 change = test.row.change.replace("_", " ") if test.row else "failure"
                 since = f" since {_day(test.row.since)}" if test.row and not test.is_new and test.row.since else ""
                 lines += [f"{test.node_id}", f"    {devices}: {change}{since}: {test.trace}"]
@@ -558,6 +554,12 @@ class _Thread:
         return f"{self.profile.web_url}/{self.report.run.repository}/actions/runs/{run_id}"
 
 
+def _line_and_error(trace: str) -> tuple[str, str]:
+    """`(line 42)  ValueError: text` taken apart: `line 42`, which is "" where it is not known, and the rest."""
+    line = _LINE.match(trace)
+    return (line[1], trace[line.end() :]) if line else ("", trace)
+
+
 def _infrastructure(trace: str) -> str:
     found = _INFRASTRUCTURE.search(trace)
     return list(INFRASTRUCTURE)[found.lastindex - 1] if found and found.lastindex else ""
@@ -570,11 +572,20 @@ def _mention(person: str) -> str:
     return f"<!subteam^{person}>" if re.fullmatch(r"S[A-Z0-9]{6,}", person) else escape(person)
 
 
-def _by(items: Iterable[Failing], key: Callable[[Failing], Any]) -> dict[Any, list[Failing]]:
+def _by(items: Iterable[Failing], *names: str) -> dict[Any, list[Failing]]:
     """Items by what they have in common, in the order in which that first appears."""
-    found: dict[Any, list[Failing]] = {}
+    found: defaultdict[Any, list[Failing]] = defaultdict(list)
+    key = attrgetter(*names)
     for item in items:
-        found.setdefault(key(item), []).append(item)
+        found[key(item)].append(item)
+    return found
+
+
+def _counted(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """How often each second word comes with each first one."""
+    found: dict[str, Counter[str]] = {}
+    for (first, second), count in Counter(pairs).items():
+        found.setdefault(first, Counter())[second] = count
     return found
 
 

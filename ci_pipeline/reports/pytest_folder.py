@@ -89,7 +89,7 @@ def read_pytest_folder(
         seconds = _seconds(folder.read("durations")) if every_outcome else {}
         if every_outcome:
             outcomes += _others(summary, counts, seconds)
-        outcomes += _red(folder, summary, counts and counts.failed, counts and counts.errors, seconds)
+        outcomes += _red(folder, summary, counts and counts.failed, counts and counts.errors, seconds, every_outcome)
     else:
         folder.check("summary_short")
     captured = folder.read("captured_info").decode(errors="replace")
@@ -104,9 +104,14 @@ def _problem(artifact: ArtifactName, reasons: Sequence[str]) -> Problem:
 
 
 def _red(
-    folder: _Folder, summary: bytes, failed: int | None, errors: int | None, seconds: Mapping[str, float]
+    folder: _Folder,
+    summary: bytes,
+    failed: int | None,
+    errors: int | None,
+    seconds: Mapping[str, float],
+    with_messages: bool,
 ) -> Iterator[TestOutcome]:
-    """The failing tests, then the errors, each with its message and its trace; pytest counted `failed` and `errors`.
+    """The failing tests, then the errors, each with its trace; pytest counted `failed` and `errors`.
 
     As pytest counts them: a test that failed and whose teardown broke as well is both, and so is every failing subtest
     besides its test.
@@ -141,12 +146,16 @@ def _red(
     )
     for outcome, entries, lines in red:
         for entry, trace in zip(entries, lines, strict=True):
-            end = ends[entry.start]
-            if other := _NOT_RED.search(summary, entry.message_start, end):
-                end = other.start()
             node_id = entry.node_id.decode(errors="replace")
-            message = summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
+            message = _message(summary, entry, ends[entry.start]) if with_messages else ""
             yield TestOutcome(node_id, outcome, message, trace, seconds.get(node_id))
+
+
+def _message(summary: bytes, entry: Entry, end: int) -> str:
+    """The message of an entry, all of its lines up to the next entry at `end`."""
+    if other := _NOT_RED.search(summary, entry.message_start, end):
+        end = other.start()
+    return summary[entry.message_start : end].decode(errors="replace").rstrip("\n")
 
 
 def _named(names: Sequence[bytes], counted: int | None, end: int) -> list[Entry]:

@@ -13,8 +13,8 @@ from ci_pipeline.reports.pytest_folder import read_pytest_folder
 def read_report(folder: Path | str, artifact: ArtifactName, *, every_outcome: bool = False) -> TestReport:
     """The report in an artifact's folder: pytest's report files, or JUnit XML; found by what is in it.
 
-    The outcomes are the failing tests (`failed`, `error`), or with `every_outcome` all that the report names. What
-    cannot be read never raises: it is a problem of the report.
+    The outcomes are the failing tests (`failed`, `error`) with their traces, or with `every_outcome` all that the
+    report names, with their whole messages too. What cannot be read never raises: it is a problem of the report.
     """
     try:
         names = os.listdir(folder)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
 # `SUBFAILED[message] (i=1) tests/test_x.py::test_a - …`, or as pytest-subtests has it, `[message] (i=1) SUBFAIL …`
 _SUBTEST = re.compile(rb"\n(?:SUBFAIL(?:ED)?([^\n]*?) (?=[^\s:]+\.\w+::)|([\[(][^\n]*[\])]) SUBFAIL )(?P<rest>[^\n]*)")
+# An entry that cannot be read in two ways: its node id has neither spaces nor brackets.
+_PLAIN = rb"([^\s:\[]+\.\w+::[^\s\[]+)(?: - ([^\n]*))?(?=\n|\Z)"
 _LONG = 20_000  # bytes: no node id is longer, and no choice worth making in a line that is
 
 
@@ -77,16 +79,11 @@ def headline(node_id: bytes) -> bytes:
 def lines_of(text: bytes, word: bytes, messages: Collection[bytes] = ()) -> list[Entry]:
     """Every line of the summary that begins with `word`, ghosts included; `text` begins with a newline."""
     entries: list[Entry] = []
-    prefix = b"\n" + word + b" "
-    start = text.find(prefix)
-    while start >= 0:
-        begin = start + len(prefix)
-        end = text.find(b"\n", begin)
-        if end < 0:
-            end = len(text)
-        node_id, message = split_node_id(text[begin:end], messages)
-        entries.append(Entry(start, node_id, message, end - len(message)))
-        start = text.find(prefix, end)
+    for line in re.finditer(rb"\n%b (?:%b|([^\n]*))" % (word, _PLAIN), text):
+        node_id, message, other = line.groups(default=b"")
+        if not node_id or (messages and b"] - " in message):
+            node_id, message = split_node_id(other or text[line.start(1) : line.end()], messages)
+        entries.append(Entry(line.start(), node_id, message, line.end() - len(message)))
     return entries
 
 

@@ -50,15 +50,15 @@ def test_without_totals_nothing_can_be_miscounted() -> None:
 
 
 def test_a_failing_test_without_a_trace_is_named() -> None:
-    _, outcomes = tables(replace(REPORT, outcomes=(replace(FAILED, trace=""), Outcome("tests/a.py::ok", "passed"))))
+    _, outcomes = tables(replace(REPORT, outcomes=(FAILED._replace(trace=""), Outcome("tests/a.py::ok", "passed"))))
     assert consistency.without_trace(outcomes) == ["tests/a.py::t (single)"]
 
 
 def test_a_diff_about_a_test_that_does_not_fail_is_unfounded() -> None:
     _, outcomes = tables(REPORT)
     founded = RunDiffRow("run_models_gpu", "", "single", "tests/a.py::t", "new_failure", 9)
-    invented = replace(founded, node_id="tests/a.py::other")
-    fixed = replace(invented, change="fixed")
+    invented = founded._replace(node_id="tests/a.py::other")
+    fixed = invented._replace(change="fixed")
     assert consistency.unfounded(run_diff_table(RUN, [founded, fixed]), outcomes) == []
     assert consistency.unfounded(run_diff_table(RUN, [invented]), outcomes) == [
         "tests/a.py::other (single): new_failure"

@@ -212,6 +212,7 @@ def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable
         failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x[a b] _____\n    x()\n\na.py:12: E\n"
         "_____ test_y _____\n>   y()\nE   ValueError: text\nE   more\n\nb.py:34: ValueError\n"
         "----- Captured stdout call -----\nlib.py:99: not here\n",
+        every_outcome=True,
     )
     assert [o.trace for o in report.outcomes] == ["(line 12)  E: m", "(line 34)  ValueError: text"]
     assert [o.message for o in report.outcomes] == ["E: m", ""]
@@ -240,6 +241,7 @@ def test_ghosts_are_known_by_the_headlines_when_there_are_no_crash_lines(report_
         summary_short=HEADER
         + "FAILED a.py::test_a - E: one\nFAILED g.py::test_b - not this\nFAILED a.py::test_c - E: two\n",
         failures_long="== FAILURES ==\n_____ test_a _____\na.py:1: E\n_____ test_c _____\na.py:2: E\n",
+        every_outcome=True,
     )
     assert [o.node_id for o in report.outcomes] == ["a.py::test_a", "a.py::test_c"]
     assert report.outcomes[0].message == "E: one\nFAILED g.py::test_b - not this"
@@ -268,6 +270,7 @@ def test_colours_carriage_returns_and_bytes_of_no_encoding_do_no_harm(report_of:
         summary_short=b"\x1b[36m== short test summary info ==\x1b[0m\r\n"
         b"\x1b[31mFAILED\x1b[0m t.py::\x1b[1mtest_a\x1b[0m - E: caf\xe9\r\n",
         failures_line=b"== FAILURES ==\r\n\x1b[1m\x1b[31mt.py\x1b[0m:3: E: caf\xe9\r\n",
+        every_outcome=True,
     )
     assert report.counts == Counts(3, 1, seconds=2.04)
     assert [(o.node_id, o.message, o.trace) for o in report.outcomes] == [
