@@ -8,6 +8,7 @@ import math
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -104,8 +105,8 @@ async def github_webhook(request: Request) -> Response:
     event = request.headers.get("x-github-event", "")
 
     async def take(body: bytes) -> dict[str, Any]:
-        secret, app = _github_app(_settings(request))
-        verify_signature(body, request.headers.get("x-hub-signature-256", ""), secret)
+        settings = _settings(request)
+        verify_signature(body, request.headers.get("x-hub-signature-256", ""), settings.github_webhook_secret)
         told = await dispatch_event(
             event,
             request.headers.get("x-github-delivery", ""),
@@ -113,13 +114,12 @@ async def github_webhook(request: Request) -> Response:
             upstream=relay.upstream,
             allowlist=relay.allowlist.current(),
             store=relay.store,
-            app=app,
-            valid_days=_settings(request).oot_state_days,
+            app=_github_app(settings),
+            valid_days=settings.oot_state_days,
         )
-        failed = {repo: reason for repo, reason in told.items() if reason}
-        if told and len(failed) == len(told):
-            raise Refused(502, f"no repository could be told: {next(iter(failed.values()))}")
-        return {"ok": True, "dispatched": [repo for repo in told if repo not in failed], "failed": failed}
+        if told.failed and not (told.dispatched or told.already_dispatched):
+            raise Refused(502, f"no repository could be told: {next(iter(told.failed.values()))}")
+        return {"ok": True, **asdict(told)}
 
     return await _answer(request, take, MAX_WEBHOOK_BYTES)
 
@@ -128,12 +128,12 @@ def _settings(request: Request) -> OotSettings:
     return request.app.state.oot_settings
 
 
-def _github_app(settings: OotSettings) -> tuple[str, GitHubApp]:
-    """The webhook's secret, and the App that dispatches."""
-    secret, key = settings.github_webhook_secret, settings.github_app_private_key
-    if not (secret and key and settings.github_app_id):
-        raise Refused(503, "GITHUB_WEBHOOK_SECRET, GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY must be set for webhooks")
-    return secret.get_secret_value(), _app(settings.github_api_url, settings.github_app_id, key.get_secret_value())
+def _github_app(settings: OotSettings) -> GitHubApp:
+    """The App that dispatches."""
+    key = settings.github_app_private_key
+    if not (key and settings.github_app_id):
+        raise Refused(503, "GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY must be set to dispatch")
+    return _app(settings.github_api_url, settings.github_app_id, key.get_secret_value())
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import time
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,14 +18,15 @@ from gidgethub import BadRequest, ValidationFailure
 from gidgethub.apps import get_installation_access_token, get_jwt
 from gidgethub.httpx import GitHubAPI
 from gidgethub.sansio import validate_event
+from pydantic import SecretStr
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.allowlist import Allowlist, Entry
 from ci_pipeline.oot.callback_token import mint
 from ci_pipeline.oot.lifecycle import Dispatch
-from ci_pipeline.oot.payload import cut
-from ci_pipeline.oot.store import Store
+from ci_pipeline.oot.payload import check_delivery_id, cut
+from ci_pipeline.oot.store import Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,16 @@ PULL_REQUEST_ACTIONS = frozenset(("opened", "reopened", "synchronize"))
 
 CLIENT_PAYLOAD_BYTES = 60_000
 """GitHub takes 64 KB; this leaves room for the token and what GitHub adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of an event: who was told now, who had been told before, and why others were not."""
+
+    dispatched: list[str]
+    already_dispatched: list[str]
+    failed: dict[str, str]
+
 
 _AT_ONCE = 8
 _PATIENCE = 8.0  # seconds for one repository; GitHub itself waits 10 for our answer
@@ -44,23 +56,25 @@ async def register(store: Store, dispatch: Dispatch, valid_days: float = 3.0) ->
     return mint(dispatch, await wrap_future(store.signing_key()), valid_days)
 
 
-def verify_signature(body: bytes, signature: str, secret: str) -> None:
+def verify_signature(body: bytes, signature: str, secret: SecretStr | None) -> None:
     """Hold a webhook to its `X-Hub-Signature-256`.
 
     Raises:
-        Refused: it is not GitHub's (401).
+        Refused: it is not GitHub's, or nobody can say (401).
     """
+    if not secret:
+        raise Refused(401, "no webhook can be verified here: GITHUB_WEBHOOK_SECRET is not set")
     try:
         if not signature.isascii() or not signature.startswith("sha256="):
             raise ValidationFailure("sha256=… is missing")
-        validate_event(body, signature=signature, secret=secret)
+        validate_event(body, signature=signature, secret=secret.get_secret_value())
     except ValidationFailure as error:
         raise Refused(401, f"X-Hub-Signature-256: {error}") from None
 
 
 def dispatch_of(event: str, delivery_id: str, payload: Mapping[str, Any], upstream: str) -> Dispatch | None:
     """What is dispatched because of a webhook, its repository still open; None when nothing is."""
-    if _part(payload, "repository").get("full_name") != upstream:
+    if str(_part(payload, "repository").get("full_name")).lower() != upstream.lower():
         return None  # an App also hears of the repositories that it dispatches to
     if event == "pull_request" and payload.get("action") in PULL_REQUEST_ACTIONS:
         pull_request = _part(payload, "pull_request")
@@ -71,6 +85,7 @@ def dispatch_of(event: str, delivery_id: str, payload: Mapping[str, Any], upstre
         return None
     if not isinstance(number, int) or not isinstance(sha, str):
         raise Refused(400, f"a {event} event without its number or SHA")
+    check_delivery_id(delivery_id)
     return Dispatch(delivery_id, "", time.time(), number, sha)
 
 
@@ -174,28 +189,40 @@ async def dispatch_event(
     store: Store,
     app: GitHubApp,
     valid_days: float = 3.0,
-) -> dict[str, str]:
-    """Tell every repository on the allowlist of an upstream event.
+) -> Told:
+    """Tell every repository on the allowlist of an upstream event; of a delivery that comes again, who missed it.
 
-    The answer has a line per repository: "" where it was told, else why not. It is empty where nothing is to be told.
+    Raises:
+        Refused: the event is not what GitHub sends (400).
     """
+    told = Told([], [], {})
     dispatch = dispatch_of(event, delivery_id, payload, upstream)
     if dispatch is None:
-        return {}
+        return told
     envelope = {"event_type": event, "delivery_id": delivery_id, "payload": trimmed(payload)}
     at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def tell(entry: Entry) -> str:
-        told = Dispatch(delivery_id, entry.repo, time.time(), dispatch.pr_number, dispatch.head_sha)
+    async def tell(entry: Entry) -> None:
+        repo = entry.repo
         try:
             async with at_once, asyncio.timeout(_PATIENCE):
+                known = await asyncio.to_thread(store.dispatch, delivery_id, repo)
+                if known and known.told:
+                    told.already_dispatched.append(repo)
+                    return
+                now = replace(dispatch, repo=repo, dispatched_at=time.time())
                 # Remembered first: a fast job may report before GitHub has answered us.
-                token = await register(store, told, valid_days)
-                await app.dispatch(entry.repo, event, {**envelope, "callback_token": token})
+                token = await register(store, now, valid_days)
+                await app.dispatch(repo, event, {**envelope, "callback_token": token})
         except Exception as error:  # whatever it is, the other repositories are told
-            log.exception("%s was not told of %s %s", entry.repo, event, delivery_id)
-            return f"{type(error).__name__}: {error}"
-        return ""
+            log.exception("%s was not told of %s %s", repo, event, delivery_id)
+            told.failed[repo] = f"{type(error).__name__}: {error}"
+            return
+        told.dispatched.append(repo)
+        try:
+            await wrap_future(store.register_dispatch(replace(now, told=True)))
+        except StoreUnavailable:
+            log.exception("%s would be told again of %s %s", repo, event, delivery_id)
 
-    entries = list(allowlist)
-    return dict(zip((entry.repo for entry in entries), await asyncio.gather(*map(tell, entries)), strict=True))
+    await asyncio.gather(*map(tell, allowlist))
+    return told

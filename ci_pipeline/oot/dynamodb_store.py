@@ -268,6 +268,11 @@ class DynamoDBStore:
             item = self._client.get_item(TableName=self.table, Key=key, ConsistentRead=True).get("Item")
         return _change(item).record if item else None
 
+    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None:
+        with _unavailable():
+            known = self._get(_dispatch_key(delivery_id, repo))
+        return Dispatch(*known) if known else None
+
     def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
         scan: dict[str, Any] = {"TableName": self.table, "ConsistentRead": True}
         bounds = {"#changed_at >= :since": since or None, "#changed_at < :until": until if until < math.inf else None}

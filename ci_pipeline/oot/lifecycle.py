@@ -15,7 +15,8 @@ Status = Literal["in_progress", "completed"]
 class Dispatch:
     """A repository was told of a pull request or push.
 
-    `dispatched_at` is in seconds since 1970. `pr_number` is 0 for a push; None and "" stand for not known.
+    `dispatched_at` is in seconds since 1970. `pr_number` is 0 for a push; None and "" stand for not known. `told`:
+    GitHub took the message.
     """
 
     delivery_id: str
@@ -23,6 +24,7 @@ class Dispatch:
     dispatched_at: float
     pr_number: int | None = None
     head_sha: str = ""
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,18 @@ import json
 import math
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from ci_pipeline.oot import Refused
 
@@ -21,6 +29,7 @@ SELF_REPORTS = frozenset(("nightly", "periodic"))
 Conclusion = Literal[
     "success", "failure", "cancelled", "timed_out", "skipped", "neutral", "action_required", "stale", ""
 ]
+_CONCLUSIONS = [conclusion for conclusion in get_args(Conclusion) if conclusion]
 
 
 def cut(text: str, limit: int) -> str:
@@ -36,34 +45,69 @@ def _none_as_empty(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _cut_at(limit: int) -> tuple[BeforeValidator, AfterValidator]:
-    return BeforeValidator(_none_as_empty), AfterValidator(lambda text: cut(text, limit))
+# What is absent, null and "" is the same to clients that are shell scripts, and so are 1 and "1". The schemas say what
+# is accepted, for those who read the API's description or test by it.
+_Optional = BeforeValidator(_none_as_empty)
+_STRING = {"type": ["string", "number"]}
+_TEXT = {"type": ["string", "number", "null"]}
 
 
-def _identifier(limit: int, forbidden: str = "") -> AfterValidator:
-    """At most `limit` bytes, so that a key made of identifiers stays below the 2,048 bytes of a DynamoDB key."""
-    bad = re.compile(f"[\x00-\x1f\x7f{forbidden}]")
-
-    def check(text: str) -> str:
-        if not text.strip():
-            raise ValueError("must not be empty")
-        if len(text.encode()) > limit:
-            raise ValueError(f"must have at most {limit} bytes")
-        if bad.search(text):
-            raise ValueError(f"must have no control characters{' and no /' if forbidden else ''}")
-        return text
-
-    return AfterValidator(check)
+def _cut_at(limit: int) -> tuple[BeforeValidator, AfterValidator, WithJsonSchema]:
+    return _Optional, AfterValidator(lambda text: cut(text, limit)), WithJsonSchema(_TEXT)
 
 
-def _address(*schemes: str) -> AfterValidator:
+# What identifies a job becomes a part of its key: all of it stays below the 2,048 bytes of a DynamoDB key.
+_ID = r"^[!-.0-~]([ -.0-~]{0,126}[!-.0-~])?$"
+_NAME = r"^[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$"
+_NAME_BYTES = 700
+
+
+def _id(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if not re.fullmatch(_ID, text):
+        raise ValueError("must be at most 128 characters of ASCII, without / and without blanks around them")
+    return text
+
+
+def check_delivery_id(delivery_id: str) -> None:
+    """
+    Raises:
+        Refused: no callback could name this delivery (400).
+    """
+    try:
+        _id(delivery_id)
+    except ValueError as error:
+        raise Refused(400, f"the delivery's id {error}") from None
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if len(text.encode()) > _NAME_BYTES:
+        raise ValueError(f"must have at most {_NAME_BYTES} bytes")
+    if not re.fullmatch(_NAME, text):
+        raise ValueError("must have no control characters")
+    return text
+
+
+def _address(*schemes: str) -> tuple[BeforeValidator, AfterValidator, WithJsonSchema]:
+    rest = r"://[\w.-]+(:[0-9]+)?([/?#][^\s\x00-\x1f\x7f\"'<>\\]*)?"
+    pattern = f"^(({'|'.join(schemes)}){rest})?$"
+
     def check(url: str) -> str:
-        parts = urlsplit(url)  # raises ValueError itself
-        if url and (parts.scheme not in schemes or not parts.netloc or re.search(r"[\s\x00-\x1f\x7f\"'<>\\]", url)):
+        if not re.fullmatch(pattern, url, re.ASCII):
             raise ValueError(f"must be an {' or '.join(schemes)} address")
         return url
 
-    return AfterValidator(check)
+    schema = {"anyOf": [{"type": "string", "pattern": pattern, "maxLength": 2048}, {"type": "null"}]}
+    return _Optional, AfterValidator(check), WithJsonSchema(schema)
+
+
+# ISO 8601. Python takes more forms, and 29 February.
+_DAY = r"((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)"
+_CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]0[0-9]:[0-5][0-9])?"
+_TIME = f"^(19[89][0-9]|20[0-9][0-9])-{_DAY}T{_CLOCK}$"
 
 
 def _time(text: str) -> str:
@@ -109,12 +153,30 @@ def _attempt(value: Any) -> int:
     return attempt if 1 <= attempt < 2**32 else 1
 
 
-# What is absent, null and "" is the same to clients that are shell scripts.
-_Optional = BeforeValidator(_none_as_empty)
-_Id = Annotated[str, _identifier(128, forbidden="/")]
-_Name = Annotated[str, _identifier(700)]
-_Text = Annotated[str, Field(max_length=500), _Optional]
-_Time = Annotated[str, _Optional, AfterValidator(_time)]
+def _pr_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return 0 if value is None else value
+
+
+_MOST = 2**63
+_PR_NUMBER = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "exclusiveMaximum": _MOST},
+        {"type": "string", "pattern": "^[0-9]{1,18}$"},
+        {"type": "null"},
+    ]
+}
+
+_Id = Annotated[str, AfterValidator(_id), WithJsonSchema({**_STRING, "pattern": _ID})]
+_Name = Annotated[str, AfterValidator(_name), WithJsonSchema({**_STRING, "pattern": _NAME, "maxLength": _NAME_BYTES})]
+_Text = Annotated[str, Field(max_length=500), _Optional, WithJsonSchema({**_TEXT, "maxLength": 500})]
+_Time = Annotated[
+    str,
+    _Optional,
+    AfterValidator(_time),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _TIME}, {"enum": ["", None]}]}),
+]
 
 
 class _Part(BaseModel):
@@ -126,23 +188,34 @@ class FailedTest(_Part):
     file: Annotated[str, *_cut_at(1024)] = ""
     message: Annotated[str, *_cut_at(1024)] = ""
     stacktrace: Annotated[str, *_cut_at(4096)] = ""
-    duration_seconds: Annotated[float | None, BeforeValidator(_number)] = None
+    duration_seconds: Annotated[float | None, BeforeValidator(_number), WithJsonSchema({})] = None
 
 
 class Workflow(_Part):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"status": {"const": "in_progress"}}},
+                {"properties": {"conclusion": {"enum": _CONCLUSIONS}}, "required": ["conclusion"]},
+            ]
+        }
+    )
+
     status: Literal["in_progress", "completed"]
-    conclusion: Annotated[Conclusion, _Optional, Field(validate_default=True)] = ""
+    conclusion: Annotated[
+        Conclusion, _Optional, Field(validate_default=True), WithJsonSchema({"enum": [*_CONCLUSIONS, "", None]})
+    ] = ""
     name: _Name
     job_name: _Name
     check_run_id: _Id
     run_id: _Id
-    run_attempt: Annotated[int, BeforeValidator(_attempt)] = 1
-    url: Annotated[str, Field(max_length=2048), _Optional, _address("https", "http")] = ""
+    run_attempt: Annotated[int, BeforeValidator(_attempt), WithJsonSchema({"description": "1 if not a number"})] = 1
+    url: Annotated[str, Field(max_length=2048), *_address("https", "http")] = ""
     started_at: _Time = ""
     completed_at: _Time = ""
     test_results: dict[str, Any] | None = None
     failed_tests: list[FailedTest] | None = None
-    artifact_url: Annotated[str, Field(max_length=2048), _Optional, _address("https")] = ""
+    artifact_url: Annotated[str, Field(max_length=2048), *_address("https")] = ""
     environment: Annotated[dict[str, Any] | None, AfterValidator(_without_nan)] = None
 
     @field_validator("conclusion")
@@ -162,7 +235,7 @@ class User(_Part):
 
 
 class PullRequest(_Part):
-    number: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(lambda value: 0 if value is None else value)] = 0
+    number: Annotated[int, Field(ge=0, lt=_MOST), BeforeValidator(_pr_number), WithJsonSchema(_PR_NUMBER)] = 0
     head: Head | None = None
     user: User | None = None
 
@@ -196,16 +269,20 @@ class Callback(_Part):
 
     event_type: _Text = ""
     delivery_id: _Id
-    payload: Annotated[Payload, BeforeValidator(lambda value: {} if value is None else value)] = Payload()
-    callback_token: Annotated[str, _Optional] = ""
+    payload: Payload | None = None
+    callback_token: Annotated[str, _Optional, WithJsonSchema(_TEXT)] = ""
     workflow: Workflow
+
+    @property
+    def about(self) -> Payload:
+        return self.payload or Payload()
 
     @property
     def self_report(self) -> bool:
         return self.event_type in SELF_REPORTS
 
 
-_Seconds = Annotated[float | None, AfterValidator(lambda seconds: seconds and max(0.0, seconds))]
+_Seconds = Annotated[float | None, Field(strict=True), AfterValidator(lambda seconds: seconds and max(0.0, seconds))]
 
 
 class CiMetrics(_Part):
@@ -218,7 +295,7 @@ class Trusted(_Part):
 
     verified_repo: Annotated[str, Field(max_length=200, pattern=r"^[^/\s]+/[^/\s]+$")]
     downstream_repo_level: _Text = ""
-    ci_metrics: Annotated[CiMetrics, BeforeValidator(lambda value: {} if value is None else value)] = CiMetrics()
+    ci_metrics: CiMetrics | None = None
 
 
 class Untrusted(_Part):
@@ -242,7 +319,7 @@ def read_callback(body: bytes) -> Callback | Refused:
     if isinstance(callback, Callback) and callback.self_report:
         if callback.workflow.status != "completed":
             return Refused(400, f"workflow.status: a {callback.event_type} report is sent once, as completed")
-        if callback.payload.pr_number:
+        if callback.about.pr_number:
             return Refused(400, f"payload.pull_request: a {callback.event_type} report belongs to no pull request")
     return callback
 

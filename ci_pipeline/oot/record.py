@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ci_pipeline.oot.lifecycle import Step
-from ci_pipeline.oot.payload import MAX_FAILED_TESTS, Callback, FailedTest, Trusted, count, cut
+from ci_pipeline.oot.payload import MAX_FAILED_TESTS, Callback, CiMetrics, FailedTest, Trusted, count, cut
 
 Record = dict[str, str | int | float]
 """The fields of one record that one callback sets; what is absent stays as it was."""
@@ -50,17 +50,17 @@ _ENVIRONMENT_BYTES = 4096
 
 def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
     """The record that a callback sets. Identity, level and times come from `trusted` alone."""
-    workflow, payload = callback.workflow, callback.payload
+    workflow, about = callback.workflow, callback.about
     repo = trusted.verified_repo
     completed = workflow.status == "completed"
     record: dict[str, Any] = {
         "dynamoKey": f"{repo}/{callback.delivery_id}/{workflow.name}/{workflow.job_name}/{workflow.check_run_id}",
         "status": workflow.status,
         "downstream_repo": repo,
-        "upstream_repo": (payload.repository and payload.repository.full_name) or upstream,
-        "pr_number": payload.pr_number or 0,
-        "pr_author": payload.pr_author or None,
-        "pytorch_head_sha": payload.stated_sha or callback.delivery_id,
+        "upstream_repo": (about.repository and about.repository.full_name) or upstream,
+        "pr_number": about.pr_number or 0,
+        "pr_author": about.pr_author or None,
+        "pytorch_head_sha": about.stated_sha or callback.delivery_id,
         "delivery_id": callback.delivery_id,
         "workflow_name": workflow.name,
         "job_name": workflow.job_name,
@@ -70,8 +70,7 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
         "run_attempt": workflow.run_attempt,
         "downstream_repo_level": trusted.downstream_repo_level or None,
         "event_type": callback.event_type or None,
-        "queue_time": trusted.ci_metrics.queue_time,
-        "execution_time": trusted.ci_metrics.execution_time,
+        **(trusted.ci_metrics or CiMetrics()).model_dump(),
         "started_at": workflow.started_at or None,
         "artifact_url": workflow.artifact_url or None,
         "environment": _environment(workflow.environment),
@@ -91,7 +90,7 @@ def began_at(record: Record, now: float) -> str:
 
 def step(callback: Callback, record: Record) -> Step:
     """What the lifecycle needs to know of a callback; `record` is without what was measured here."""
-    workflow, payload = callback.workflow, callback.payload
+    workflow, about = callback.workflow, callback.about
     repo = str(record["downstream_repo"])
     # Its sender's retry is the same story even if the allowlist's level changed in between.
     content = json.dumps({**record, "downstream_repo_level": ""}, sort_keys=True)
@@ -106,8 +105,8 @@ def step(callback: Callback, record: Record) -> Step:
         dynamo_key=str(record["dynamoKey"]),
         run_attempt=workflow.run_attempt,
         self_report=callback.self_report,
-        pr_number=payload.pr_number,
-        head_sha=payload.stated_sha,
+        pr_number=about.pr_number,
+        head_sha=about.stated_sha,
     )
 
 

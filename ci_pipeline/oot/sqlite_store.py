@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY AUTOINCREMENT, body B
 CREATE INDEX IF NOT EXISTS message_pending ON message (id) WHERE refused IS NULL;
 """
 
+_LIVE = "SELECT item FROM lifecycle WHERE key = ? AND expires_at > ?"
 _BATCH = 256
 _FOREVER = 1e12
 
@@ -201,6 +202,10 @@ class SqliteStore:
         rows = self._query("SELECT * FROM oot_workflow_job WHERE dynamoKey = ?", dynamo_key)
         return _change(rows[0]).record if rows else None
 
+    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None:
+        rows = self._query(_LIVE, _dispatch_key(delivery_id, repo), time.time())
+        return Dispatch(*json.loads(rows[0]["item"])) if rows else None
+
     def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
         query = "SELECT * FROM oot_workflow_job WHERE changed_at >= ? AND changed_at < ?"
         if status:
@@ -266,8 +271,7 @@ def _dispatch_key(delivery_id: str, repo: str) -> str:
 
 
 def _get(connection: sqlite3.Connection, key: str, type: type[T]) -> T | None:
-    query = "SELECT item FROM lifecycle WHERE key = ? AND expires_at > ?"
-    row = connection.execute(query, (key, time.time())).fetchone()
+    row = connection.execute(_LIVE, (key, time.time())).fetchone()
     return type(*json.loads(row[0])) if row else None
 
 

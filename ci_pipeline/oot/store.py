@@ -63,6 +63,8 @@ class Store(Protocol):
         """Remember a dispatch; one that is made again counts from then on."""
         ...
 
+    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None: ...
+
     def advance(
         self, step: Step, now: float, effect: Callable[[Transition], Record], *, rate_limit: int = 0
     ) -> Future[Transition | None]:

@@ -66,13 +66,17 @@ def client(settings: OotSettings, github: GitHubAppServer) -> Iterator[TestClien
 
 
 def webhook(
-    client: TestClient, payload: Any, event: str = "pull_request", signature: str | None = None
+    client: TestClient,
+    payload: Any,
+    event: str = "pull_request",
+    signature: str | None = None,
+    delivery_id: str = "delivery-1",
 ) -> httpx2.Response:
     body = json.dumps(payload).encode()
     signed = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     headers = {
         "X-GitHub-Event": event,
-        "X-GitHub-Delivery": "delivery-1",
+        "X-GitHub-Delivery": delivery_id,
         "X-Hub-Signature-256": signed if signature is None else signature,
     }
     return client.post("/github/webhook", content=body, headers=headers)
@@ -144,6 +148,44 @@ def test_one_repository_that_cannot_be_told_holds_up_no_other(client: TestClient
     assert "Not Found" in answer.json()["failed"]["org/other"]
 
 
+def test_a_delivery_that_comes_again_is_for_those_that_missed_it(
+    client: TestClient, github: GitHubAppServer, issuer: OidcServer
+):
+    github.missing = {"org/other", "org/core"}
+    first = webhook(client, pull_request()).json()
+    assert (set(first["failed"]), first["already_dispatched"]) == ({"org/other", "org/core"}, [])
+    token = github.dispatched["org/backend"]["client_payload"]["callback_token"]
+
+    github.missing = {"org/core"}
+    github.dispatched.clear()
+    again = webhook(client, pull_request())
+    assert again.status_code == 200
+    assert again.json()["dispatched"] == ["org/other"]
+    assert set(again.json()["already_dispatched"]) == EVERYBODY - {"org/other", "org/core"}
+    assert set(again.json()["failed"]) == {"org/core"}
+    assert set(github.dispatched) == {"org/other"}
+
+    # What the first delivery brought is still good.
+    assert send(client, issuer, callback("in_progress", callback_token=token)).status_code == 200
+
+
+def test_a_delivery_that_everybody_has_is_answered_and_sent_to_nobody(client: TestClient, github: GitHubAppServer):
+    webhook(client, pull_request())
+    before = len(github.requests)
+    again = webhook(client, pull_request())
+    assert (again.status_code, again.json()["dispatched"], again.json()["failed"]) == (200, [], {})
+    assert set(again.json()["already_dispatched"]) == EVERYBODY
+    assert len(github.requests) == before
+
+
+@pytest.mark.parametrize("delivery_id", ["", "a/b", "x" * 129])
+def test_a_delivery_that_no_callback_could_name_is_refused(
+    client: TestClient, github: GitHubAppServer, delivery_id: str
+):
+    assert webhook(client, pull_request(), delivery_id=delivery_id).status_code == 400
+    assert github.requests == []
+
+
 def test_when_nobody_can_be_told_the_delivery_fails(client: TestClient, github: GitHubAppServer):
     github.missing = EVERYBODY
     assert webhook(client, pull_request()).status_code == 502
@@ -157,7 +199,7 @@ def test_a_hiccup_of_github_is_tried_again(client: TestClient, github: GitHubApp
 def test_tokens_of_installations_are_kept(client: TestClient, github: GitHubAppServer):
     webhook(client, pull_request())
     before = len(github.requests)
-    webhook(client, pull_request())
+    webhook(client, pull_request(), delivery_id="delivery-2")
     assert len(github.requests) - before == len(EVERYBODY)
 
 
@@ -166,11 +208,19 @@ def test_an_event_without_its_sha_is_refused(client: TestClient):
     assert webhook(client, ["x"]).status_code == 400
 
 
-def test_without_an_app_webhooks_say_what_is_missing(settings: OotSettings):
+def test_without_a_secret_no_webhook_is_believed(settings: OotSettings):
     with TestClient(create_relay(settings, "org/upstream")) as client:
         answer = webhook(client, pull_request())
-        assert answer.status_code == 503
+        assert answer.status_code == 401
         assert "GITHUB_WEBHOOK_SECRET" in answer.json()["detail"]
+
+
+def test_without_an_app_a_webhook_of_github_is_to_be_sent_again(settings: OotSettings):
+    changed = settings.model_copy(update={"github_webhook_secret": SecretStr(SECRET)})
+    with TestClient(create_relay(changed, "org/upstream")) as client:
+        answer = webhook(client, pull_request())
+        assert answer.status_code == 503
+        assert "GITHUB_APP_ID" in answer.json()["detail"]
 
 
 def test_a_large_payload_is_sent_without_its_long_texts(client: TestClient, github: GitHubAppServer):
