@@ -79,11 +79,15 @@ def headline(node_id: bytes) -> bytes:
 def lines_of(text: bytes, word: bytes, messages: Collection[bytes] = ()) -> list[Entry]:
     """Every line of the summary that begins with `word`, ghosts included; `text` begins with a newline."""
     entries: list[Entry] = []
-    for line in re.finditer(rb"\n%b (?:%b|([^\n]*))" % (word, _PLAIN), text):
+    prefix = b"\n" + word + b" "
+    entry = re.compile(prefix + rb"(?:" + _PLAIN + rb"|([^\n]*))")
+    start = text.find(prefix)
+    while line := start >= 0 and entry.match(text, start):
         node_id, message, other = line.groups(default=b"")
         if not node_id or (messages and b"] - " in message):
             node_id, message = split_node_id(other or text[line.start(1) : line.end()], messages)
-        entries.append(Entry(line.start(), node_id, message, line.end() - len(message)))
+        entries.append(Entry(start, node_id, message, line.end() - len(message)))
+        start = text.find(prefix, line.end())
     return entries
 
 
