@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,17 @@ def serve(host: str, port: int, pages: bool, relay: bool) -> None:
         raise click.UsageError("--no-pages and --no-relay leave nothing to serve")
     settings = load_oot_settings()
     app = create_server(settings, load_profile(settings.profile), pages=pages, relay=relay)
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}: choose another --port") from None
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"Serving on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)", err=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        raise SystemExit(1)  # the log says why
 
 
 @main.command()

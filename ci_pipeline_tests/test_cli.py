@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -212,3 +213,11 @@ def test_backfill_goes_from_the_oldest_run_and_posts_nothing_unless_asked(inbox:
     assert not messages(inbox.parent)
     assert run("backfill", "--limit", "1", "--post").exit_code == 0
     assert messages(inbox.parent)
+
+
+def test_a_port_that_is_taken_is_one_clear_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]))
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert "choose another --port" in done.stderr

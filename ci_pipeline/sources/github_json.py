@@ -89,14 +89,14 @@ def _job(job: Json) -> CiJob:
 
 def objects(payload: object, key: str = "") -> list[Json]:
     """The objects of a list, or of the list under `key`; whatever is no object is left out."""
-    if key and isinstance(payload, Mapping):
+    if key and isinstance(payload, dict):
         payload = cast(Json, payload).get(key)
     items = cast(Iterable[object], payload) if isinstance(payload, list) else ()
-    return [cast(Json, item) for item in items if isinstance(item, Mapping)]
+    return [cast(Json, item) for item in items if isinstance(item, dict)]
 
 
 def as_object(value: object) -> Json:
-    return cast(Json, value) if isinstance(value, Mapping) else {}
+    return cast(Json, value) if isinstance(value, dict) else {}
 
 
 def time_from(value: object) -> datetime | None:
