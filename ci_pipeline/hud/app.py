@@ -58,6 +58,7 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
     """
     app = FastAPI(
         title="ci_pipeline",
+        responses={404: {"description": "There is none"}, 503: {"description": "No data at the moment"}},
         lifespan=(lambda app: relay_lifespan(app, relay, profile.repository)) if relay else None,
         docs_url=None,
         redoc_url=None,
@@ -109,7 +110,9 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        return _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
+        answer = _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
+        answer.headers.update(error.headers or {})
+        return answer
 
     return app
 
@@ -203,7 +206,7 @@ def _run(ci_runs: CiRuns, run_id: int) -> RunPage:
 
 
 def _message(pages: Jinja2Templates, request: Request, status: int, title: str, message: str) -> Response:
-    if request.url.path.startswith("/api/"):
+    if request.url.path.startswith(("/api/", "/github/")):
         return JSONResponse({"detail": message}, status)
     return pages.TemplateResponse(request, "message.html", {"title": title, "message": message}, status)
 

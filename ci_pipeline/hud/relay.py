@@ -12,8 +12,9 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.routing import request_response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,24 +31,29 @@ log = logging.getLogger(__name__)
 MAX_WEBHOOK_BYTES = 25 * 1024 * 1024
 """GitHub sends no larger ones."""
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": reason,
-        "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
-    }
-    for status, reason in {
-        400: "The body is wrong; the field is named",
-        401: "Not who may send this",
-        413: "The body is larger than 2 MB",
-        503: "Nothing was written: send it again later",
-    }.items()
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_REPOSITORIES = {"type": "object", "additionalProperties": {"type": "string"}}
+_REASONS = {
+    400: "The body is wrong; the field is named",
+    401: "Not who may send this",
+    403: "The repository is not on the allowlist, or this was not dispatched to it",
+    409: "It does not follow from what the job reported before",
+    413: "The body is too large",
+    429: "Too many callbacks, see Retry-After",
+    502: "No repository could be told",
+    503: "Nothing was written: send it again later",
 }
-_WEBHOOK_ERRORS = _ERRORS | {502: {**_ERRORS[401], "description": "No repository could be told"}}
-_CALLBACK_ERRORS = _ERRORS | {
-    403: {**_ERRORS[401], "description": "The repository is not on the allowlist, or this was not dispatched to it"},
-    409: {**_ERRORS[401], "description": "It does not follow from what the job reported before"},
-    429: {**_ERRORS[401], "description": "Too many callbacks, see Retry-After"},
-}
+
+
+def _answers(fields: dict[str, dict[str, Any]], *refusals: int) -> dict[int | str, dict[str, Any]]:
+    """How a route answers: an object with `ok` and `fields`, or one of these refusals."""
+
+    def answer(description: str, properties: dict[str, Any]) -> dict[str, Any]:
+        schema = {"type": "object", "properties": properties, "required": list(properties)}
+        return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+    errors = {status: answer(_REASONS[status], {"detail": {"type": "string"}}) for status in sorted(refusals)}
+    return {200: answer("Taken, and on disk", {"ok": {"const": True}, **fields}), **errors}
 
 
 def _body(model: type[Callback] | type[Results]) -> dict[str, Any]:
@@ -68,7 +74,14 @@ router = APIRouter(tags=["out-of-tree"])
 """The routes; `relay_lifespan` opens what they work on."""
 
 
-@router.post("/github/callback", responses=_CALLBACK_ERRORS, openapi_extra=_body(Callback))
+@router.post(
+    "/github/callback",
+    dependencies=[Security(HTTPBearer(scheme_name="OIDC token", auto_error=False))],
+    openapi_extra=_body(Callback),
+    responses=_answers(
+        {"status": {"enum": ["in_progress", "completed", "ignored", "queued"]}}, 400, 401, 403, 409, 413, 429, 503
+    ),
+)
 @router.post("/github/callback/", include_in_schema=False)
 async def github_callback(request: Request) -> Response:
     """A downstream job began or ended. `Authorization: Bearer <OIDC token>` says which repository's."""
@@ -81,7 +94,14 @@ async def github_callback(request: Request) -> Response:
     return await _answer(request, take)
 
 
-@router.post("/api/oot/results", responses=_ERRORS, openapi_extra=_body(Results))
+@router.post(
+    "/api/oot/results",
+    dependencies=[Security(APIKeyHeader(name="X-OOT-Relay-Token", scheme_name="Relay token", auto_error=False))],
+    openapi_extra=_body(Results),
+    responses=_answers(
+        {"status": {"enum": ["in_progress", "completed"]}, "dynamoKey": {"type": "string"}}, 400, 401, 413, 503
+    ),
+)
 async def oot_results(request: Request) -> Response:
     """A relay accepted a callback. `X-OOT-Relay-Token` says that it is one of ours."""
     relay: Relay = request.app.state.relay
@@ -98,18 +118,30 @@ async def oot_results(request: Request) -> Response:
     return await _answer(request, take)
 
 
-@router.post("/github/webhook", responses=_WEBHOOK_ERRORS)
+@router.post(
+    "/github/webhook",
+    dependencies=[Security(APIKeyHeader(name="X-Hub-Signature-256", scheme_name="Signature", auto_error=False))],
+    openapi_extra={
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in ("X-GitHub-Event", "X-GitHub-Delivery")
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+    },
+    responses=_answers(
+        {"dispatched": _STRINGS, "already_dispatched": _STRINGS, "failed": _REPOSITORIES}, 400, 401, 413, 502, 503
+    ),
+)
 async def github_webhook(request: Request) -> Response:
     """An upstream pull request or push, for every repository on the allowlist. Signed with the App's secret."""
     relay: Relay = request.app.state.relay
-    event = request.headers.get("x-github-event", "")
 
     async def take(body: bytes) -> dict[str, Any]:
         settings = _settings(request)
         verify_signature(body, request.headers.get("x-hub-signature-256", ""), settings.github_webhook_secret)
         told = await dispatch_event(
-            event,
-            request.headers.get("x-github-delivery", ""),
+            _header(request, "X-GitHub-Event"),
+            _header(request, "X-GitHub-Delivery"),
             read_object(body),
             upstream=relay.upstream,
             allowlist=relay.allowlist.current(),
@@ -122,6 +154,12 @@ async def github_webhook(request: Request) -> Response:
         return {"ok": True, **asdict(told)}
 
     return await _answer(request, take, MAX_WEBHOOK_BYTES)
+
+
+def _header(request: Request, name: str) -> str:
+    if value := request.headers.get(name):
+        return value
+    raise Refused(400, f"the header {name} is missing")
 
 
 def _settings(request: Request) -> OotSettings:

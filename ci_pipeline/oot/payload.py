@@ -58,8 +58,13 @@ def _cut_at(limit: int) -> tuple[BeforeValidator, AfterValidator, WithJsonSchema
 
 # What identifies a job becomes a part of its key: all of it stays below the 2,048 bytes of a DynamoDB key.
 _ID = r"^[!-.0-~]([ -.0-~]{0,126}[!-.0-~])?$"
+_ID_MOST = 10**18
 _NAME = r"^[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$"
 _NAME_BYTES = 700
+
+
+def _id_of_number(value: Any) -> Any:
+    return str(int(value)) if type(value) in (int, float) and 0 <= value < _ID_MOST and value == int(value) else value
 
 
 def _id(text: str) -> str:
@@ -159,7 +164,7 @@ def _pr_number(value: Any) -> Any:
     return 0 if value is None else value
 
 
-_MOST = 2**63
+_MOST = 2**53  # what JSON carries exactly
 _PR_NUMBER = {
     "anyOf": [
         {"type": "integer", "minimum": 0, "exclusiveMaximum": _MOST},
@@ -168,7 +173,15 @@ _PR_NUMBER = {
     ]
 }
 
-_Id = Annotated[str, AfterValidator(_id), WithJsonSchema({**_STRING, "pattern": _ID})]
+_Id = Annotated[
+    str,
+    Field(coerce_numbers_to_str=False),
+    BeforeValidator(_id_of_number),
+    AfterValidator(_id),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": _ID}, {"type": "integer", "minimum": 0, "exclusiveMaximum": _ID_MOST}]}
+    ),
+]
 _Name = Annotated[str, AfterValidator(_name), WithJsonSchema({**_STRING, "pattern": _NAME, "maxLength": _NAME_BYTES})]
 _Text = Annotated[str, Field(max_length=500), _Optional, WithJsonSchema({**_TEXT, "maxLength": 500})]
 _Time = Annotated[
