@@ -21,7 +21,7 @@ from ci_pipeline.analysis.job_results import job_report
 from ci_pipeline.analysis.previous import previous_run, reference_run
 from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestReport
 from ci_pipeline.publish import hub_files, slack_classic
-from ci_pipeline.publish.mrkdwn import escape
+from ci_pipeline.publish.mrkdwn import escape, link
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
 from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
@@ -217,7 +217,7 @@ def ci_title(step: Step, source: GitHubSource) -> str:
     sha = step.env.ci_sha
     url = f"{step.web_url}/commit/{sha}" if sha else ""
     if not title:
-        return slack_classic.link(url, f"commit: {sha}") if sha else ""
+        return link(url, f"commit: {sha}") if sha else ""
     people: list[str] = []
     try:
         if numbers := re.findall(r"\(#(\d+)\)", title):
@@ -228,7 +228,7 @@ def ci_title(step: Step, source: GitHubSource) -> str:
         people = [f"{did}: GH_{who}" for did, who in (("Author", author), ("Merged by", merged_by)) if who]
     except SourceError as error:
         log.warning("%s; the title names no author", error)
-    return "\n".join(filter(None, [slack_classic.link(url, title), escape(" | ".join(people))]))
+    return "\n".join(filter(None, [link(url, title), escape(" | ".join(people))]))
 
 
 def _warnings_url(step: Step, jobs: Sequence[CiJob]) -> str:

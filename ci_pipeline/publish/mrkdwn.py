@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+LABEL_LIMIT = 2000
+"""Characters of a link's label: a section holds 3,000."""
+
 
 def escape(text: str) -> str:
     """Text that Slack shows as it is: no link, no mention, no `<!channel>`."""
@@ -26,7 +29,7 @@ def code(text: str) -> str:
 
 def link(url: str, label: str) -> str:
     """A link, or its label alone where the address is none that a person should follow."""
-    shown = escape(label).replace("|", "¦")
+    shown = clip(escape(label), LABEL_LIMIT)
     return f"<{url_of(url)}|{shown}>" if url_of(url) else shown
 
 
@@ -45,8 +48,8 @@ def url_of(url: str) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """At most `limit` characters; where something is left out, an ellipsis says so."""
-    return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: limit - 1]) + "…"
+    """At most `limit` characters; what is cut off is marked, and no escape sequence is cut in two."""
+    return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: max(limit - 1, 0)]) + "…"
 
 
 @dataclass(frozen=True, slots=True)

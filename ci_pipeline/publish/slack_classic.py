@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ci_pipeline.publish.mrkdwn import escape, url_of
+from ci_pipeline.publish.mrkdwn import clip, escape, link
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ HEADER_LIMIT = 150
 SECTION_LIMIT = 3000
 ENTRIES_LIMIT = SECTION_LIMIT - len(TRUNCATED)
 BLOCKS_LIMIT = 50
-LINK_TEXT_LIMIT = 2000
 NAME_LIMIT = 1200
 """Of a list's first entry at least the beginning is shown: a longer node id would leave no room for its trace."""
 
@@ -39,17 +38,6 @@ NO_DEVICE = "unclassified"
 
 
 # --- text that fits -------------------------------------------------------------------------------------------------
-
-
-def clip(text: str, limit: int) -> str:
-    """At most `limit` characters; what is cut off is marked, and no escape sequence is cut in two."""
-    return text if len(text) <= limit else re.sub(r"&\w{0,3}$", "", text[: max(limit - 1, 0)]) + "…"
-
-
-def link(url: str, text: str) -> str:
-    """A link, or the text alone where the address is none to follow."""
-    shown = clip(escape(text), LINK_TEXT_LIMIT)
-    return f"<{url_of(url)}|{shown}>" if url_of(url) else shown
 
 
 def entries_that_fit(entries: Iterable[str], before: str = "", after: str = "", limit: float = ENTRIES_LIMIT) -> str:
@@ -128,8 +116,9 @@ class Table(NamedTuple):
 
     def text(self, *, to_truncate: bool = True) -> str:
         """As mrkdwn that a section holds, or whole for a file."""
-        rows = [escape(row) for row in self.rows] if to_truncate else self.rows
-        return prepare_reports(self.title, self.header, rows, to_truncate)
+        if not to_truncate:
+            return prepare_reports(self.title, self.header, self.rows, to_truncate=False)
+        return prepare_reports(escape(self.title), escape(self.header), [escape(row) for row in self.rows])
 
 
 def _table(title: str, columns: Sequence[str], counts: Iterable[tuple[str, Sequence[int]]]) -> Table:
@@ -547,7 +536,7 @@ def changed_table(table: Table, previous: str) -> Table | None:
 def _numbers(row: str) -> tuple[str, list[int]]:
     """The name at the end of a table's row, and the numbers before it."""
     *cells, name = row.split(" | ")
-    return name.strip(), [int(cell) for cell in cells if cell.strip().isdigit()]
+    return name.strip(), [int(cell) for cell in cells if re.fullmatch(r" *[0-9]{1,9}", cell)]
 
 
 def failure_entry(node_id: str, trace: str) -> str:

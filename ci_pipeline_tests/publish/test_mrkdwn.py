@@ -26,9 +26,19 @@ def test_a_clipped_text_fits_and_cuts_no_entity_in_two(text: str, limit: int):
 
 
 def test_links_lead_only_to_the_web():
-    assert link("https://x.test/?a=1&b=2", "a <b>|c") == "<https://x.test/?a=1&amp;b=2|a &lt;b&gt;¦c>"
+    assert link("https://x.test/?a=1&b=2", "a <b>|c") == "<https://x.test/?a=1&amp;b=2|a &lt;b&gt;|c>"
     assert link("http://127.0.0.1:3000/runs/1", "here").startswith("<http://127.0.0.1")
-    for url in ("javascript:alert(1)", "http://x.test", "https://x.test/<!channel>", "https://", "https://[", "", "x"):
+    for url in (
+        "javascript:alert(1)",
+        "slack://x",
+        "http://x.test",
+        "https://a b",
+        "https://x.test/<!channel>",
+        "https://",
+        "https://[",
+        "",
+        "x",
+    ):
         assert link(url, "label") == "label"
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from slack_sdk.models.blocks import Block
 
@@ -13,12 +13,10 @@ from ci_pipeline.publish.slack_classic import (
     SECTION_LIMIT,
     ClassicReport,
     classic_report,
-    clip,
     entries_that_fit,
     error_message,
     failure_entry,
     header,
-    link,
     prepare_reports,
 )
 from ci_pipeline.publish.thread import SlackMessage
@@ -100,22 +98,8 @@ def test_a_failure_is_never_too_long_to_be_shown_and_its_markup_is_closed(node_i
     assert entry.endswith("_\n\n")
 
 
-def test_no_escape_sequence_is_cut_in_two() -> None:
-    assert clip("a&amp;b", 5) == "a…"
-    assert clip("a&amp;b", 7) == "a&amp;b"
-
-
 def test_a_header_is_cut_at_150_characters() -> None:
     assert len(header("x" * 500)["text"]["text"]) == HEADER_LIMIT
-
-
-@pytest.mark.parametrize("url", ["", "javascript:alert(1)", "http://example.org/", "https://a b", "slack://x"])
-def test_only_web_pages_are_linked(url: str) -> None:
-    assert link(url, "a <b>") == "a &lt;b&gt;"
-
-
-def test_the_text_of_a_link_is_escaped() -> None:
-    assert link("https://a.org/x", "<!channel> | b") == "<https://a.org/x|&lt;!channel&gt; | b>"
 
 
 def test_a_table_that_is_too_long_is_closed_before_it_says_so() -> None:
@@ -161,6 +145,12 @@ def test_failures_are_counted_by_category_model_and_module() -> None:
 def test_a_device_that_the_profile_does_not_know_has_a_column_of_its_own() -> None:
     main = report({"models_bert": result(failed={"PyTorch": {"mi355": 3}})}).main()
     assert "Single |  Multi |  Mi355 | Category\n     0 |      0 |      3 | PyTorch" in texts(main)[2]
+
+
+def test_the_name_of_a_device_pings_nobody() -> None:
+    main = report({"models_bert": result(failed={"PyTorch": {"<!here>": 1}})}).main()
+    assert "&lt;!here&gt; | Category" in texts(main)[2]
+    assert "<" not in "".join(texts(main))
 
 
 def test_only_the_prefix_of_a_folder_name_is_removed() -> None:
@@ -302,6 +292,13 @@ def test_models_with_more_failures_than_before_are_shown() -> None:
     assert unchanged
     assert unchanged.rows == []
     assert compared(previous_model_table="").changed_models is None
+
+
+@given(st.text(st.sampled_from("1²³٣ |\nbert-")))
+@example("² | ³ | bert")
+@example(f"{'9' * 5000} | bert")
+def test_whatever_the_previous_table_holds_the_report_is_made(previous: str) -> None:
+    compared(previous_model_table=previous).main()
 
 
 # --- replies
