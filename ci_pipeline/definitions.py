@@ -68,7 +68,7 @@ def build_definitions(settings: Settings, profile: Profile) -> dg.Definitions:
 
 
 def _s3_client() -> Any:
-    from dagster_aws.s3 import S3Resource  # 0.9 s: only for those who need it
+    from dagster_aws.s3 import S3Resource
 
     return S3Resource().get_client()
 

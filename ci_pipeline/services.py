@@ -55,7 +55,9 @@ class Services:
     def source(self) -> Source:
         from ci_pipeline.sources import open_source
 
-        return open_source(self.settings, self.profile, s3=self._s3() if self._s3 else None)
+        # dagster-aws takes a second to import: only for those who need it.
+        s3 = self._s3() if self._s3 and self.settings.source_uri.startswith("s3:") else None
+        return open_source(self.settings, self.profile, s3=s3)
 
     @cached_property
     def raw(self) -> RawStore:

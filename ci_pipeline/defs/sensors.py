@@ -1,5 +1,6 @@
 """When things run: new CI runs at once, history a page at a time; who hears when that fails; deliveries and pruning."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -17,6 +18,9 @@ from ci_pipeline.defs.partitions import ci_run
 from ci_pipeline.model import CiRun
 from ci_pipeline.services import Services
 from ci_pipeline.sources import cursor_at
+
+WATCH_SECONDS = 4.0
+"""How long a tick watches an inbox folder: Dagster begins one every five seconds, if the one before has ended."""
 
 PAGE = 50
 """New CI runs that one tick takes."""
@@ -37,10 +41,16 @@ RANGE_TAGS = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
     description="Asks the source for completed CI runs, and processes each.",
 )
 def ci_runs(context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]) -> dg.SensorResult:
-    page = services.source.runs_after(context.cursor, PAGE)
-    # That a partition exists does not say that a run was requested: the daemon may have died between the two. Asking
-    # again is safe, since the run key is known then.
-    new = [run for run in page.runs if not services.is_processed(run.key)]
+    # Elsewhere each look is a request.
+    end = time.monotonic() + (WATCH_SECONDS if services.settings.source_uri.startswith("folder:") else 0)
+    while True:
+        page = services.source.runs_after(context.cursor, PAGE)
+        # That a partition exists does not say that a run was requested: the daemon may have died between the two.
+        # Asking again is safe, since the run key is known then.
+        new = [run for run in page.runs if not services.is_processed(run.key)]
+        if new or time.monotonic() >= end:
+            break
+        time.sleep(0.25)
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(run_key=run.key, partition_key=run.key, tags={KIND: "live", **_about(run)}) for run in new

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pytest
@@ -14,6 +16,12 @@ from ci_pipeline_tests.ci_runs import put_run
 from ci_pipeline_tests.defs.conftest import ASSERT, Machine
 
 REPORTS = {"models_bert": (["test_a"], {"test_b": ASSERT})}
+
+
+@pytest.fixture(autouse=True)
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick that finds nothing does not wait for something to come."""
+    monkeypatch.setattr(sensors, "WATCH_SECONDS", 0.0)
 
 
 def tick(machine: Machine, sensor: str, cursor: str | None = None, **settings: object) -> dg.SensorResult:
@@ -43,6 +51,17 @@ def test_from_the_inbox_to_the_message(machine: Machine) -> None:
     for request in tick(machine, "ci_runs").run_requests:
         machine.run(request.partition_key)
     assert list(machine.messages().values()) == ["❌ Models: 1 failure"]
+
+
+def test_a_run_that_comes_while_the_tick_watches_is_taken_by_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "WATCH_SECONDS", 30.0)
+    with ThreadPoolExecutor(1) as pool:
+        ticking = pool.submit(tick, machine, "ci_runs")
+        time.sleep(0.5)
+        put_run(machine.inbox, 101, REPORTS)
+        assert [request.run_key for request in ticking.result(20).run_requests] == ["101-1"]
 
 
 def test_nothing_new_is_skipped_and_the_cursor_stays_useful(machine: Machine) -> None:

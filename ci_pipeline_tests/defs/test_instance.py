@@ -1,0 +1,129 @@
+"""Dagster's instance: the same answers as Dagster's own, from fewer transactions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.instance import InstanceRef
+from dagster._core.storage.event_log import SqliteEventLogStorage
+
+from ci_pipeline.defs import instance as ours
+from ci_pipeline_tests.defs.conftest import Machine
+
+PROJECT = Path(__file__).parents[2]
+ASSETS = ["raw_artifacts", "test_outcomes", "job_results", "run_diff", "warehouse_tables"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ours.ENVIRONMENT:
+        monkeypatch.setenv(name, "0")  # the instance sets it, and the test takes it back
+        monkeypatch.delenv(name)
+
+
+def from_project(folder: Path, more: str = "") -> dg.DagsterInstance:
+    """An instance as `dagster.yaml` describes it."""
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text() + more)
+    return dg.DagsterInstance.from_config(str(folder))
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with from_project(tmp_path / "dagster") as instance:
+        yield instance
+
+
+def seen(instance: dg.DagsterInstance) -> dict[str, object]:
+    """What Dagster's pages show of a range of CI runs."""
+    shown: dict[str, object] = {"assets": sorted(key.to_user_string() for key in instance.all_asset_keys())}
+    for name in ASSETS:
+        key = dg.AssetKey(name)
+        latest = instance.get_latest_materialization_event(key)
+        assert latest is not None
+        assert latest.asset_materialization is not None
+        [record] = instance.get_asset_records([key])
+        shown[name] = (
+            sorted(instance.get_materialized_partitions(key)),
+            latest.asset_materialization.partition,
+            record.asset_entry.last_materialization_record is not None,
+            record.asset_entry.last_run_id == instance.get_runs()[0].run_id,
+            len(instance.fetch_materializations(key, limit=100).records),
+        )
+    check = dg.AssetCheckKey(dg.AssetKey("run_diff"), "diff_is_in_the_outcomes")
+    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=10)
+    shown["check"] = [(record.status.value, record.partition) for record in history]
+    run_id = instance.get_runs()[0].run_id
+    shown["events"] = sorted(
+        (event.dagster_event.event_type_value, event.dagster_event.step_key or "")
+        for event in instance.all_logs(run_id)
+        if event.dagster_event
+    )
+    return shown
+
+
+def test_history_reads_as_in_dagsters_own_storage(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    (tmp_path / "own").mkdir()
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path / "own"))) as own:
+        answers: list[dict[str, object]] = []
+        for name, used in (("a", instance), ("b", own)):
+            (tmp_path / name).mkdir()
+            machine = Machine(tmp_path / name, used)
+            keys = machine.history(3)
+            machine.run(keys[0], keys[-1])
+            machine.run(keys[1])  # one of them again
+            answers.append(seen(used))
+    assert isinstance(instance.event_log_storage, ours.EventLogStorage)
+    assert type(own.event_log_storage) is SqliteEventLogStorage
+    assert answers[0] == answers[1]
+
+
+def test_a_range_is_written_in_a_few_transactions(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    machine = Machine(tmp_path, instance)
+    keys = machine.history(4)
+    batches: list[int] = []
+    store = instance.event_log_storage.store_event_batch
+    instance.event_log_storage.store_event_batch = lambda events: (batches.append(len(events)), store(events))[1]
+    machine.run(keys[0], keys[-1])
+    assert batches.count(len(keys)) >= len(ASSETS)
+
+
+def test_more_runs_than_are_kept_open_are_all_there(instance: dg.DagsterInstance) -> None:
+    for i in range(ours.OPEN * 2):
+        instance.report_engine_event(str(i), run_id=f"run{i}", job_name="job")
+    for i in range(ours.OPEN * 2):
+        assert [event.message for event in instance.all_logs(f"run{i}")] == [str(i)]
+    opened = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()}
+    events = f"{instance.root_directory}/history/runs/"
+    assert 1 < len([path for path in opened if path.startswith(events) and path.endswith(".db")]) <= ours.OPEN
+
+
+def test_batches_are_on_whatever_started_dagster(instance: dg.DagsterInstance) -> None:
+    assert {name: os.environ[name] for name in ours.ENVIRONMENT} == ours.ENVIRONMENT
+
+
+def test_another_storage_in_the_file_is_the_storage(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with from_project(tmp_path / "dagster", f"\nstorage:\n  sqlite:\n    base_dir: {elsewhere}\n") as instance:
+        assert type(instance.event_log_storage) is SqliteEventLogStorage
+    assert elsewhere.is_dir()
+
+
+def test_the_instance_is_the_same_in_another_process(instance: dg.DagsterInstance) -> None:
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as again:
+        assert type(again) is ours.Instance
+        assert again.event_log_storage.path_for_shard("x") == instance.event_log_storage.path_for_shard("x")
+
+
+def test_runs_that_are_deleted_are_gone(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    machine = Machine(tmp_path, instance)
+    [key] = machine.history(1)
+    machine.run(key)
+    run_id = instance.get_runs()[0].run_id
+    instance.delete_run(run_id)
+    assert instance.get_runs() == []
+    assert list(instance.all_logs(run_id)) == []
