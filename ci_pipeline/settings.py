@@ -220,7 +220,8 @@ def load_step_settings() -> StepSettings:
 
 
 def _load(variables: type[_Variables], overrides: dict[str, object]) -> _Variables:
-    environment = {name: value for name, value in os.environ.items() if value}  # an empty variable is an unset one
+    # A secret is often pasted with the end of its line; an empty variable is an unset one.
+    environment = {name: text for name, value in os.environ.items() if (text := value.strip())}
     try:
         return variables.model_validate({**environment, **overrides})
     except ValidationError as error:

@@ -43,6 +43,15 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch):
     assert load_settings().slack_api_url == "https://slack.com/api/"
 
 
+def test_the_space_around_a_value_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CI_SLACK_BOT_TOKEN", "xoxb-1\n")
+    monkeypatch.setenv("SLACK_REPORT_CHANNEL", "  ")
+    settings = load_settings()
+    assert settings.slack_token
+    assert settings.slack_token.get_secret_value() == "xoxb-1"
+    assert settings.slack_channel == ""
+
+
 def test_a_wrong_value_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CI_PIPELINE_RETENTION_DAYS", "many")
     with pytest.raises(SettingsError) as caught:
