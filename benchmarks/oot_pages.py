@@ -111,7 +111,7 @@ def main() -> None:
             "summary, 30 days": lambda: health(30),
             "commits of a backend": lambda: oot.commits(client, downstream_repo=REPO, nightly=False, limit=20),
             "their jobs": lambda: oot.jobs(client, of_repo),
-            "commits with a failed job": lambda: oot.commits(
+            "commits with a failed job": lambda: oot.matching_commits(
                 client, downstream_repo=REPO, nightly=False, job="shard 3", conclusion="failure", limit=20
             ),
             "commits of a pull request": lambda: oot.commits(client, pr_number=number, limit=1000),
@@ -128,11 +128,12 @@ def main() -> None:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
             thread.start()
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            browser = httpx2.Client(base_url=url, timeout=60)  # as a browser does, over one connection
             for path in ("/oot", "/oot?days=30", f"/oot/{REPO}", f"/oot/{REPO}?view=nightlies", f"/pr/{number}"):
-                size = len(httpx2.get(url + path, timeout=60).content)
+                size = len(browser.get(path).content)
 
                 def first_byte(path: str = path) -> None:
-                    with httpx2.stream("GET", url + path, timeout=60) as response:
+                    with browser.stream("GET", path) as response:
                         next(response.iter_raw())
 
                 print(f"{path:36} first byte {quantiles(first_byte, args.repeat)}  {size / 1000:.0f} KB")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from ci_pipeline.hud.ci_runs import warehouse
+from ci_pipeline.hud.ci_runs import CiRuns, RunPage, warehouse
 from ci_pipeline.pipeline import Services
 from ci_pipeline.warehouse import oot
 from ci_pipeline.warehouse.history import Row
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 Days = Annotated[Literal[1, 7, 30], BeforeValidator(int)]
 View = Literal["pull_requests", "nightlies"]
@@ -29,6 +33,7 @@ COMMITS = 20
 BACKENDS = 100
 """Rows of the summary on one page."""
 COMMITS_OF_PR = 1000
+RUNS_OF_COMMIT = 10
 
 _NEVER = datetime.fromtimestamp(0, UTC)
 _ENDS = ("running", "success", "failure", "timed_out", "total")
@@ -148,6 +153,7 @@ class Commit:
     level: str
     upstream_repo: str
     pr_number: int
+    pr_author: str
     head_sha: str
     last_at: datetime | None
     tally: Tally
@@ -171,62 +177,86 @@ class BackendPage:
 
 @dataclass(frozen=True)
 class BackendOfPr:
-    """What a backend says about a pull request. `outdated`: others have reported on a newer commit."""
+    """What a backend says about a pull request. `outdated`: it has not reported on the commit yet, this is of before."""
 
-    newest: Commit
+    commit: Commit
     outdated: bool
-    earlier: list[Commit]
+
+
+@dataclass(frozen=True)
+class KnownCommit:
+    """A commit of a pull request, with the times of the first and the last job of any backend."""
+
+    head_sha: str
+    began_at: datetime
+    last_at: datetime
 
 
 @dataclass(frozen=True)
 class PullRequest:
-    """All backends of a pull request, the last active first; `tally` is of their newest commits."""
+    """What CI says about a pull request: all backends, the last active first, and the in-tree `runs` of `head_sha`.
+
+    `tally` is of all that is shown of the backends; `commits`, newest first, are those that they reported on.
+    """
 
     number: int
     upstream_repo: str
     other_upstreams: list[str]
+    author: str
     head_sha: str
     tally: Tally
     backends: list[BackendOfPr]
+    runs: list[RunPage]
+    commits: list[KnownCommit]
 
 
 class OotBackends:
     """Asks the warehouse. Every method raises `WarehouseUnavailable`."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, ci_runs: CiRuns) -> None:
         self._services = services
+        self._ci_runs = ci_runs
+        self._asking = ThreadPoolExecutor(8, "oot-queries")
         self._counter = ThreadPoolExecutor(1, "oot-hours")
         self._counted: Future[datetime | None] | None = None
 
     def summary(self, days: Days, view: View, page: int = 1) -> Summary:
-        arrived = self._arrived()
-        found = sorted(self._backends(days, view), key=_worst_first)
+        with warehouse(self._services) as client:
+            arrived, found = self._health(client, days, view)()
+        found.sort(key=_worst_first)
         pages = max(1, -(-len(found) // BACKENDS))
         shown = found[(page - 1) * BACKENDS : page * BACKENDS]
         return Summary(days, view, arrived, _stale(arrived), page, pages, shown)
 
     def backend(
-        self, repo: str, days: Days, view: View, *, job: str = "", conclusion: str = "", pr: int = 0, page: int = 1
+        self,
+        repo: str,
+        days: Days,
+        view: View,
+        *,
+        job: str = "",
+        conclusion: str = "",
+        author: str = "",
+        pr: int = 0,
+        page: int = 1,
     ) -> BackendPage | None:
         """One backend; None where it never reported."""
-        arrived = self._arrived()
+        nightly, limit, offset = view == "nightlies", COMMITS + 1, (page - 1) * COMMITS
         with warehouse(self._services) as client:
-            rows = oot.commits(
-                client,
-                downstream_repo=repo,
-                nightly=view == "nightlies",
-                pr_number=pr,
-                job=job,
-                conclusion=conclusion,
-                limit=COMMITS + 1,
-                offset=(page - 1) * COMMITS,
-            )
+            health = self._health(client, days, view, repo)
+            ask = partial(oot.commits, client)
+            if job or conclusion or author:
+                ask = partial(oot.matching_commits, client, job=job, conclusion=conclusion, author=author)
+            rows = ask(downstream_repo=repo, pr_number=pr, nightly=nightly, limit=limit, offset=offset)
             if not rows and not oot.commits(client, downstream_repo=repo, limit=1):
                 return None
             found = commits(rows[:COMMITS], oot.jobs(client, rows[:COMMITS]))
-        [health] = self._backends(days, view, repo) or [Backend(repo, _level(found), Tally(), None, None, None, [])]
+            arrived, backends = health()
+        backend = backends[0] if backends else Backend(repo, _level(found), Tally(), None, None, None, [])
         columns = sorted({(cell.newest.workflow_name, cell.newest.job_name) for row in found for cell in row.cells})
-        return BackendPage(days, view, arrived, _stale(arrived), health, columns, found, page, more=len(rows) > COMMITS)
+        return BackendPage(
+            days, view, arrived, _stale(arrived), backend, columns, found, page, more=len(rows) > COMMITS
+        )
 
     def jobs(self, repo: str, delivery_id: str, check_run_id: str) -> list[JobDetails]:
         """The jobs of this id, which should be one."""
@@ -234,53 +264,70 @@ class OotBackends:
             rows = oot.job(client, repo, delivery_id, check_run_id)
         return [_details(row) for row in rows]
 
-    def pull_request(self, number: int, upstream_repo: str = "") -> PullRequest:
-        """What all backends say about it; without `upstream_repo` the profile's, or any other that has this number."""
+    def pull_request(self, number: int, upstream_repo: str = "", head_sha: str = "") -> PullRequest:
+        """What is known of one commit of it, the newest unless `head_sha` begins another.
+
+        Without `upstream_repo` the profile's, or any other that has this number.
+        """
         with warehouse(self._services) as client:
             rows = oot.commits(client, pr_number=number, limit=COMMITS_OF_PR)
             upstreams = list(dict.fromkeys(row["upstream_repo"] for row in rows))
             ours = self._services.profile.repository
             chosen = upstream_repo or (ours if ours in upstreams or not upstreams else upstreams[0])
             rows = [row for row in rows if row["upstream_repo"] == chosen]
-            found = commits(rows, oot.jobs(client, rows))
-        by_backend: defaultdict[str, list[Commit]] = defaultdict(list)
-        for commit in found:
-            by_backend[commit.downstream_repo].append(commit)
-        newest = max(found, key=_began, default=None)
-        head_sha = newest.head_sha if newest else ""
-        backends: list[BackendOfPr] = []
-        for reported in by_backend.values():
-            first = max(reported, key=_began)
-            earlier = [commit for commit in reported if commit is not first]
-            backends.append(BackendOfPr(first, first.head_sha != head_sha, earlier))
-        counted = tally(cell.newest for backend in backends for cell in backend.newest.cells)
-        others = [upstream for upstream in upstreams if upstream != chosen]
-        return PullRequest(number, chosen, others, head_sha, counted, backends)
+            known = _known_commits(rows)
+            sha = next((commit.head_sha for commit in known if commit.head_sha.startswith(head_sha)), head_sha)
+            runs = self._asking.submit(self._ci_runs.latest, RUNS_OF_COMMIT, head_sha=sha) if sha else None
+            place = {commit.head_sha: back for back, commit in enumerate(known)}
+            newest: dict[str, Row] = {}
+            for row in sorted(rows, key=lambda row: place[row["pytorch_head_sha"]], reverse=True):
+                if row["pytorch_head_sha"] == sha or not head_sha:
+                    newest[row["downstream_repo"]] = row
+            shown = [row for row in rows if newest.get(row["downstream_repo"]) is row]
+            found = commits(shown, oot.jobs(client, shown))
+        return PullRequest(
+            number,
+            chosen,
+            [upstream for upstream in upstreams if upstream != chosen],
+            next((row["pr_author"] for row in rows if row["pr_author"]), ""),
+            sha,
+            tally(cell.newest for commit in found for cell in commit.cells),
+            [BackendOfPr(commit, commit.head_sha != sha) for commit in found],
+            runs.result() if runs else [],
+            known,
+        )
 
-    def _backends(self, days: Days, view: View, repo: str = "") -> list[Backend]:
+    def _health(
+        self, client: Client, days: Days, view: View, repo: str = ""
+    ) -> Callable[[], tuple[datetime | None, list[Backend]]]:
+        """Asks when the newest job came in and how the backends did, both at once; to call for the answers.
+
+        Hours that changed are counted anew, in this request if that is soon done.
+        """
         step = timedelta(hours=1) if days == 1 else timedelta(days=1)
         now = datetime.now(UTC)
-        with warehouse(self._services) as client:
-            rows = oot.backend_times(
-                client, nightly=view == "nightlies", since=now - timedelta(days=days), step=step, downstream_repo=repo
-            )
-        by_repo: defaultdict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            by_repo[row["downstream_repo"]].append(row)
-        # The window begins within the first step: of 24 hours there are 25.
-        times = [_floor(now, step) - step * back for back in range(24 if days == 1 else days, -1, -1)]
-        return [_backend(repo, rows, times) for repo, rows in by_repo.items()]
+        since = now - timedelta(days=days)
+        nightly = view == "nightlies"
+        ask = partial(oot.backend_times, client, nightly=nightly, since=since, step=step, downstream_repo=repo)
+        asked = self._asking.submit(oot.arrived, client)
+        told = self._asking.submit(ask)
 
-    def _arrived(self) -> datetime | None:
-        """When the newest job came in. Hours that changed are counted anew, in this request if that is soon done."""
-        with warehouse(self._services) as client:
-            arrived, counted = oot.arrived(client)
+        def answer() -> tuple[datetime | None, list[Backend]]:
+            (arrived, counted), rows = asked.result(), told.result()
             if arrived != counted:
                 if self._counted is None or self._counted.done():
                     self._counted = self._counter.submit(oot.count_hours, client)
                 with suppress(TimeoutError):
                     self._counted.result(_PATIENCE if counted else None)
-        return arrived
+                rows = ask()
+            by_repo: defaultdict[str, list[Row]] = defaultdict(list)
+            for row in rows:
+                by_repo[row["downstream_repo"]].append(row)
+            # The window begins within the first step: of 24 hours there are 25.
+            times = [_floor(now, step) - step * back for back in range(24 if days == 1 else days, -1, -1)]
+            return arrived, [_backend(repo, rows, times) for repo, rows in by_repo.items()]
+
+        return answer
 
 
 def commits(rows: Sequence[Row], jobs: Iterable[Row]) -> list[Commit]:
@@ -291,18 +338,19 @@ def commits(rows: Sequence[Row], jobs: Iterable[Row]) -> list[Commit]:
         by_commit[job.downstream_repo, job.pr_number, job.head_sha].append(job)
     found: list[Commit] = []
     for row in rows:
-        of_commit = by_commit[row["downstream_repo"], row["pr_number"], row["pytorch_head_sha"]]
-        if of_commit:
+        if of_commit := by_commit[row["downstream_repo"], row["pr_number"], row["pytorch_head_sha"]]:
+            in_columns = cells(of_commit)
             found.append(
                 Commit(
                     row["downstream_repo"],
                     of_commit[0].level,
                     row["upstream_repo"],
                     row["pr_number"],
+                    row["pr_author"],
                     row["pytorch_head_sha"],
                     _time(row["last_at"]),
-                    tally(cell.newest for cell in cells(of_commit)),
-                    cells(of_commit),
+                    tally(cell.newest for cell in in_columns),
+                    in_columns,
                 )
             )
     return found
@@ -318,8 +366,11 @@ def cells(jobs: Iterable[Job]) -> list[Cell]:
         by_job[job.workflow_name, job.job_name].append(job)
     found: list[Cell] = []
     for _, executions in sorted(by_job.items()):
-        last = {job.run_id: max(other.at for other in executions if other.run_id == job.run_id) for job in executions}
-        executions.sort(key=lambda job: (last[job.run_id], job.run_id, job.run_attempt, job.at), reverse=True)
+        if len(executions) > 1:
+            last: dict[str, datetime] = {}
+            for job in executions:
+                last[job.run_id] = max(job.at, last.get(job.run_id, _NEVER))
+            executions.sort(key=lambda job: (last[job.run_id], job.run_id, job.run_attempt, job.at), reverse=True)
         found.append(Cell(executions[0], executions[1:]))
     return found
 
@@ -393,9 +444,16 @@ def _time(moment: datetime) -> datetime | None:
     return moment if moment > _NEVER else None
 
 
-def _began(commit: Commit) -> datetime:
-    """When the first job on a commit began: a retry of an old commit's job does not make it the newest."""
-    return min((cell.newest.started_at or cell.newest.at for cell in commit.cells), default=_NEVER)
+def _known_commits(rows: Iterable[Row]) -> list[KnownCommit]:
+    """The commits of some rows, that whose jobs began last first: a retry does not make an old commit the newest."""
+    by_sha: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_sha[row["pytorch_head_sha"]].append(row)
+    known = [
+        KnownCommit(sha, min(row["began_at"] for row in of), max(row["last_at"] for row in of))
+        for sha, of in by_sha.items()
+    ]
+    return sorted(known, key=lambda commit: commit.began_at, reverse=True)
 
 
 def _floor(moment: datetime, step: timedelta) -> datetime:

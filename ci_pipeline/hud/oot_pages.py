@@ -11,7 +11,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 
-from ci_pipeline.hud.ci_runs import CiRuns, RunPage
+from ci_pipeline.hud.ci_runs import CiRuns
 from ci_pipeline.hud.oot_backends import (
     FAIR_RATE,
     GOOD_RATE,
@@ -27,8 +27,6 @@ from ci_pipeline.hud.oot_backends import (
     View,
 )
 from ci_pipeline.pipeline import Services
-
-RUNS_OF_COMMIT = 10
 
 STATES = {
     "running": ("running", "●"),
@@ -46,13 +44,14 @@ STATES = {
 Page = Annotated[int, Query(ge=1, le=100_000)]
 Number = Annotated[int, Path(ge=1, lt=2**63)]
 Text = Annotated[str, Query(max_length=700)]
+Sha = Annotated[str, Query(max_length=100)]
 PrFilter = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
 def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
     """The routes of the pages; those below `/api` answer with what the pages show."""
     router = APIRouter(tags=["out-of-tree"])
-    backends, ci_runs = OotBackends(services), CiRuns(services)
+    backends = OotBackends(services, CiRuns(services))
     environment: Any = pages.env
     environment.globals |= {"states": STATES, "tally_text": tally_text, "trend_paths": trend_paths, "job_url": job_url}
     environment.filters |= {"percent": percent, "rate_kind": rate_kind, "seconds": seconds}
@@ -70,13 +69,13 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         view: View = "pull_requests",
         job: Text = "",
         conclusion: Text = "",
+        author: Text = "",
         pr: PrFilter = None,
         page: Page = 1,
     ) -> BackendPage:
         """One backend: health over `days`, and its commits by last activity, those with such a job."""
-        found = backends.backend(
-            f"{org}/{repo}", days, view, job=job.strip(), conclusion=conclusion, pr=pr or 0, page=page
-        )
+        like = {"job": job.strip(), "conclusion": conclusion, "author": author.strip().removeprefix("@")}
+        found = backends.backend(f"{org}/{repo}", days, view, **like, pr=pr or 0, page=page)
         if found is None:
             raise HTTPException(404, f"{org}/{repo} has not reported any job.")
         return found
@@ -90,17 +89,12 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         return found
 
     @router.get("/api/pr/{number}")
-    def pull_request(number: Number, upstream: Text = "") -> PullRequest:
-        """What the backends say about a pull request of `upstream` (owner/name; the project's own when left out)."""
-        return backends.pull_request(number, upstream)
+    def pull_request(number: Number, upstream: Text = "", commit: Sha = "") -> PullRequest:
+        """What CI says about a pull request of `upstream` (owner/name; the project's own when left out).
 
-    def in_tree(found: PullRequest) -> list[RunPage]:
-        return ci_runs.latest(RUNS_OF_COMMIT, head_sha=found.head_sha) if found.head_sha else []
-
-    @router.get("/api/pr/{number}/runs")
-    def runs_of_pull_request(number: Number, upstream: Text = "") -> list[RunPage]:
-        """The in-tree CI runs of its newest commit."""
-        return in_tree(backends.pull_request(number, upstream))
+        Of its newest commit, or of the one that begins with `commit`.
+        """
+        return backends.pull_request(number, upstream, commit)
 
     @router.get("/oot", response_class=HTMLResponse, include_in_schema=False)
     def summary_page(request: Request, days: Days = 7, view: View = "pull_requests", page: Page = 1) -> Response:
@@ -116,12 +110,13 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         view: View = "pull_requests",
         job: Text = "",
         conclusion: Text = "",
+        author: Text = "",
         pr: Annotated[str, Query(pattern=r"^\s*#?\d{0,18}\s*$")] = "",
         page: Page = 1,
     ) -> Response:
         number = int(pr.strip().removeprefix("#") or 0)
-        found = backend(org, repo, days, view, job, conclusion, number or None, page)
-        filters = {"job": job, "conclusion": conclusion, "pr": number or ""}
+        found = backend(org, repo, days, view, job, conclusion, author, number or None, page)
+        filters = {"job": job, "conclusion": conclusion, "author": author, "pr": number or ""}
         context = {"found": found, "filters": filters, "url": _url(request)}
         return pages.TemplateResponse(request, "oot_backend.html", context)
 
@@ -132,17 +127,17 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         context = {"found": job(org, repo, delivery_id, check_run_id)}
         return pages.TemplateResponse(request, "oot_job.html", context)
 
-    def pr_page(request: Request, number: int, upstream: str = "") -> Response:
-        found = backends.pull_request(number, upstream)
-        return pages.TemplateResponse(request, "pr.html", {"found": found, "runs": in_tree(found)})
+    def pr_page(request: Request, number: int, upstream: str, commit: str) -> Response:
+        context = {"found": backends.pull_request(number, upstream, commit), "url": _url(request)}
+        return pages.TemplateResponse(request, "pr.html", context)
 
     @router.get("/pr/{number}", response_class=HTMLResponse, include_in_schema=False)
-    def pr_of_profile(request: Request, number: Number) -> Response:
-        return pr_page(request, number)
+    def pr_of_profile(request: Request, number: Number, commit: Sha = "") -> Response:
+        return pr_page(request, number, "", commit)
 
     @router.get("/{owner}/{name}/pull/{number}", response_class=HTMLResponse, include_in_schema=False)
-    def pr_of_upstream(request: Request, owner: str, name: str, number: Number) -> Response:
-        return pr_page(request, number, f"{owner}/{name}")
+    def pr_of_upstream(request: Request, owner: str, name: str, number: Number, commit: Sha = "") -> Response:
+        return pr_page(request, number, f"{owner}/{name}", commit)
 
     @router.get("/crcr", include_in_schema=False)
     @router.get("/crcr/{rest:path}", include_in_schema=False)

@@ -52,6 +52,9 @@ _FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _CODE = re.compile(r"Code: (\d+)\.")
 _PIECE = 1 << 20  # bytes
 
+# Compiling a query the third time that it is asked takes longer than asking it.
+_SETTINGS = dict.fromkeys(("compile_expressions", "compile_aggregate_expressions", "compile_sort_description"), "0")
+
 # Parameters of the HTTP interface that are no settings of the query.
 _NO_SETTING = re.compile(
     r"param_.*|query|query_id|database|default_format|user|password|quota_key|role|stacktrace|session_(id|timeout|check)"
@@ -124,12 +127,9 @@ class _Engine:
             body = _decompressed(body, encoding)
         if database := query.get("database"):
             connection.query(f"USE {_quoted(database, '`')}", "Null")
-        if settings := [
-            f"{_quoted(name, '`')} = {_quoted(value)}"
-            for name, value in query.items()
-            if not _NO_SETTING.fullmatch(name)
-        ]:
-            connection.query(f"SET {', '.join(settings)}", "Null")
+        settings = _SETTINGS | {name: value for name, value in query.items() if not _NO_SETTING.fullmatch(name)}
+        assigned = ", ".join(f"{_quoted(name, '`')} = {_quoted(value)}" for name, value in settings.items())
+        connection.query(f"SET {assigned}", "Null")
 
         text = query["query"].encode() + b"\n" if query.get("query") else b""
         insert = _INSERT.match(text)
@@ -221,7 +221,9 @@ def _application(engine: _Engine, host: str) -> Starlette:
             return PlainTextResponse("Ok.\n")
         if not limiter:
             limiter.append(CapacityLimiter(QUERIES_AT_ONCE))
-        body = io.BufferedReader(_Body(request.stream()), _PIECE)
+        headers = request.headers
+        small = "transfer-encoding" not in headers and int(headers.get("content-length", 0)) < _PIECE
+        body = io.BytesIO(await request.body()) if small else io.BufferedReader(_Body(request.stream()), _PIECE)
         return await to_thread.run_sync(
             engine.answer, request.method, request.query_params, request.headers, body, limiter=limiter[0]
         )

@@ -12,6 +12,9 @@ from ci_pipeline.warehouse.history import Row
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+_NEWEST = 250  # commits, of which most often enough match
+_ALL = 2**32 - 1
+
 
 def arrived(client: Client) -> tuple[datetime | None, datetime | None]:
     """When the newest job arrived, and up to which arrival `oot_backend_hour` is counted; None for no job."""
@@ -50,15 +53,10 @@ def commits(
     nightly: bool | None = None,
     pr_number: int = 0,
     upstream_repo: str = "",
-    job: str = "",
-    conclusion: str = "",
     limit: int,
     offset: int = 0,
 ) -> list[Row]:
-    """Commits that a backend reported on, the last active first: `pytorch_head_sha`, `pr_number`, `delivery_ids`, …
-
-    `job` is part of a job's name, `conclusion` GitHub's word or "running": of one backend, those with such a job.
-    """
+    """Commits that a backend reported on, the last active first: `pytorch_head_sha`, `pr_number`, `delivery_ids`, …"""
     return _rows(
         client,
         "oot_commits",
@@ -66,11 +64,35 @@ def commits(
         nightly=-1 if nightly is None else int(nightly),
         pr_number=pr_number,
         upstream_repo=upstream_repo,
-        job=job,
-        conclusion=conclusion,
         limit=limit,
         offset=offset,
     )
+
+
+def matching_commits(
+    client: Client,
+    *,
+    downstream_repo: str,
+    nightly: bool,
+    pr_number: int = 0,
+    job: str = "",
+    conclusion: str = "",
+    author: str = "",
+    limit: int,
+    offset: int = 0,
+) -> list[Row]:
+    """Those `commits` of one backend that have a job like this, of which every word that is given is true.
+
+    `job` is part of its name, `conclusion` GitHub's word or "running", `author` the login of who wrote the pull request.
+    """
+    where = {"downstream_repo": downstream_repo, "nightly": nightly, "pr_number": pr_number, "job": job}
+    found: list[Row] = []
+    for among in (_NEWEST, _ALL):
+        limits = {"among": among, "limit": limit, "offset": offset}
+        found = _rows(client, "oot_matching_commits", **where, conclusion=conclusion, author=author, **limits)
+        if len(found) == limit:
+            break
+    return found
 
 
 def jobs(client: Client, of: Sequence[Row]) -> list[Row]:

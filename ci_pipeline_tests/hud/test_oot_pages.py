@@ -121,7 +121,7 @@ def test_a_late_in_progress_does_not_win_over_completed(warehouse: Client, clien
     put(warehouse, job(), version=5)
     put(warehouse, job(conclusion=""), version=4)
     assert api(client, "/oot")["backends"][0]["tally"]["running"] == 0
-    assert api(client, "/pr/7")["backends"][0]["newest"]["cells"][0]["newest"]["state"] == "success"
+    assert api(client, "/pr/7")["backends"][0]["commit"]["cells"][0]["newest"]["state"] == "success"
 
 
 def test_averages_leave_out_what_was_not_measured(warehouse: Client, client: TestClient) -> None:
@@ -241,6 +241,33 @@ def test_filters_find_commits_with_such_a_job(warehouse: Client, client: TestCli
     assert "#2" in text(client.get("/oot/org/backend?pr=%232").text)
 
 
+def test_commits_are_found_by_the_author_of_the_pull_request(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(pr_author="Ada"),
+        job(pr_number=8, delivery_id="d2", pytorch_head_sha="b" * 40, check_run_id="2", pr_author="bob"),
+        job(pr_number=9, delivery_id="d3", pytorch_head_sha="c" * 40, check_run_id="3"),
+    )
+
+    def numbers(**query: object) -> list[int]:
+        return [commit["pr_number"] for commit in api(client, "/oot/org/backend", **query)["commits"]]
+
+    assert numbers(author="@ada") == [7]
+    assert numbers(author="ad") == []
+    assert numbers(author="bob", conclusion="failure") == []
+    assert "by Ada" in text(client.get("/pr/7").text)
+
+
+def test_a_job_is_found_however_many_commits_came_after_it(warehouse: Client, client: TestClient) -> None:
+    of_commit = [
+        {"pr_number": n, "delivery_id": f"d{n}", "pytorch_head_sha": f"{n:040}", "hours_ago": n} for n in range(1, 400)
+    ]
+    of_commit[300] |= {"conclusion": "failure"}
+    put(warehouse, *(job(**fields) for fields in of_commit))
+    [found] = api(client, "/oot/org/backend", conclusion="failure")["commits"]
+    assert found["pr_number"] == 301
+
+
 def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClient) -> None:
     put(
         warehouse,
@@ -292,12 +319,35 @@ def test_a_backend_that_only_saw_an_earlier_commit_says_so(warehouse: Client, cl
         job("org/quick", hours_ago=8),
         job("org/quick", delivery_id="d2", pytorch_head_sha="b" * 40, hours_ago=1, conclusion="failure"),
     )
-    backends = {entry["newest"]["downstream_repo"]: entry for entry in api(client, "/pr/7")["backends"]}
+    backends = {entry["commit"]["downstream_repo"]: entry for entry in api(client, "/pr/7")["backends"]}
     assert backends["org/slow"]["outdated"] is True
     assert backends["org/quick"]["outdated"] is False
-    assert backends["org/quick"]["newest"]["tally"]["failure"] == 1
-    assert len(backends["org/quick"]["earlier"]) == 1
+    assert backends["org/quick"]["commit"]["tally"]["failure"] == 1
     assert "of an earlier commit" in text(client.get("/pr/7").text)
+
+
+def test_earlier_commits_of_a_pull_request_are_a_link_away(warehouse: Client, client: TestClient) -> None:
+    old, new = "a" * 40, "b" * 40
+    put(
+        warehouse,
+        job(hours_ago=8),
+        job(job_name="retried", run_attempt=2, check_run_id="2", hours_ago=0.1, pytorch_head_sha=old),
+        job("org/other", delivery_id="d2", pytorch_head_sha=new, hours_ago=1),
+    )
+    now = api(client, "/pr/7")
+    assert [commit["head_sha"] for commit in now["commits"]] == [new, old]  # though the old one was active last
+    assert now["head_sha"] == new
+    before = api(client, "/pr/7", commit=old[:10])
+    assert before["head_sha"] == old
+    assert [(of["commit"]["downstream_repo"], of["outdated"]) for of in before["backends"]] == [("org/backend", False)]
+    assert f'href="/pr/7?commit={old}"' in client.get("/pr/7").text
+    assert "Not the newest commit" in client.get(f"/pr/7?commit={old}").text
+
+
+def test_a_commit_that_nobody_reported_on_has_no_backends(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job())
+    assert api(client, "/pr/7", commit="f" * 40)["backends"] == []
+    assert "has reported on this commit" in text(client.get("/pr/7?commit=" + "f" * 40).text)
 
 
 def test_pull_requests_of_two_upstreams_are_told_apart(warehouse: Client, client: TestClient) -> None:

@@ -13,6 +13,7 @@ from ci_pipeline import tables
 from ci_pipeline.warehouse import WarehouseError
 from ci_pipeline.warehouse import client as module
 from ci_pipeline.warehouse.client import connect, migrate
+from ci_pipeline_tests.hud.oot_rows import job, put
 from ci_pipeline_tests.servers.base import Request, Response, Server
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ TABLES = {
     "category_result": tables.CATEGORY_RESULT,
     "run_diff": tables.RUN_DIFF,
 }
+_TABLES_OF_OOT = ("oot_workflow_job", "oot_commit")
 CLICKHOUSE_TYPES = {
     "string": "String",
     "int32": "Int32",
@@ -90,10 +92,20 @@ def test_two_processes_may_migrate_at_once(warehouse_url: str) -> None:
     assert migrate(connect(warehouse_url)) == []
 
 
-def test_every_statement_of_a_migration_may_run_twice() -> None:
-    for name, statements in module._migrations().items():
+def test_every_statement_of_a_migration_may_run_twice(warehouse: Client) -> None:
+    put(warehouse, job(), job(conclusion="", check_run_id="2"))
+
+    def everything() -> list[object]:
+        names = [name for (name,) in warehouse.query("SHOW TABLES").result_rows]
+        shown = [warehouse.command(f"SHOW CREATE TABLE {name}") for name in names]
+        rows = [warehouse.query(f"SELECT * FROM {name} FINAL ORDER BY ALL").result_rows for name in _TABLES_OF_OOT]
+        return [names, shown, rows]
+
+    before = everything()
+    for statements in module._migrations().values():
         for statement in statements:
-            assert "IF NOT EXISTS" in statement or "IF EXISTS" in statement, f"{name}: {statement}"
+            warehouse.command(statement)
+    assert everything() == before
 
 
 def test_a_migration_that_was_changed_later_is_refused(warehouse: Client) -> None:
