@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -57,8 +59,18 @@ def bucket(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
     """The address of a server that speaks AWS's APIs."""
+    from moto.dynamodb.responses import DynamoHandler
     from moto.server import ThreadedMotoServer
 
+    # One request at a time: where moto refuses a transaction, it takes back what others wrote meanwhile as well.
+    lock, call_action = threading.Lock(), DynamoHandler.call_action
+
+    def one_at_a_time(handler: DynamoHandler) -> object:
+        with lock:
+            return call_action(handler)
+
+    DynamoHandler.call_action = one_at_a_time  # pyright: ignore
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, urlsplit
-
 import boto3
-from botocore.config import Config
 from dagster_aws.utils import ResourceWithBoto3Configuration
 
-from ci_pipeline.oot.dynamodb_store import TABLE, DynamoDBStore
+from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 
 
 class DynamoDBResource(ResourceWithBoto3Configuration):
-    """boto3's clients for the table of out-of-tree jobs and its stream."""
+    """The store of out-of-tree jobs at `url`, reached with this configuration."""
 
-    table: str = TABLE
-
-    @classmethod
-    def from_url(cls, url: str) -> DynamoDBResource:
-        """`dynamodb://[<region>]/[<table>][?endpoint_url=<address>]`."""
-        parts = urlsplit(url)
-        return cls(
-            table=parts.path.strip("/") or TABLE,
-            region_name=parts.netloc or None,
-            endpoint_url=parse_qs(parts.query).get("endpoint_url", [None])[0],
-        )
+    url: str
 
     def open_store(self, state_days: float) -> DynamoDBStore:
         session = boto3.Session(
@@ -33,17 +20,5 @@ class DynamoDBResource(ResourceWithBoto3Configuration):
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
         )
-        retries = {"mode": "standard", "max_attempts": self.max_attempts}
-        config = Config(retries=retries, connect_timeout=3, read_timeout=10, max_pool_connections=32)
-        client, streams = (
-            session.client(
-                service,
-                region_name=self.region_name,
-                endpoint_url=self.endpoint_url,
-                use_ssl=self.use_ssl,
-                verify=self.verify,
-                config=config,
-            )
-            for service in ("dynamodb", "dynamodbstreams")
-        )
-        return DynamoDBStore(client, streams, self.table, state_days)
+        options = {name: getattr(self, name) for name in ("region_name", "endpoint_url", "use_ssl", "verify")}
+        return DynamoDBStore.from_url(self.url, state_days, session, self.max_attempts, **options)

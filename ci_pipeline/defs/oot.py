@@ -48,7 +48,7 @@ class OutOfTree:
         if url.startswith("dynamodb://"):
             from ci_pipeline.defs.dynamodb import DynamoDBResource  # dagster-aws is slow to import
 
-            return DynamoDBResource.from_url(url).open_store(self.settings.oot_state_days)
+            return DynamoDBResource(url=url).open_store(self.settings.oot_state_days)
         return open_store(url, self.settings.oot_state_days)
 
     @property

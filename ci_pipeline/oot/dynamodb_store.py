@@ -23,6 +23,7 @@ from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transiti
 from ci_pipeline.oot.payload import cut
 from ci_pipeline.oot.record import FIELDS, Record, began_at, failed_tests_json
 from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
+from ci_pipeline.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 TABLE = "torchci-oot-workflow-job"
 
+_FORM = "write dynamodb://<region>/<table>"
 _FOREVER = 10**12
 # An item has at most 400 KB; the other fields of a record have less than 30.
 _FAILED_TESTS_BYTES = 350_000
@@ -56,20 +58,38 @@ class DynamoDBStore:
         self._counting = threading.Lock()
 
     @classmethod
-    def from_url(cls, url: str, state_days: float = 3.0) -> DynamoDBStore:
-        """Open `dynamodb://[<region>]/[<table>][?endpoint_url=<address>]`; the rest is AWS's own configuration."""
+    def from_url(
+        cls,
+        url: str,
+        state_days: float = 3.0,
+        session: boto3.Session | None = None,
+        max_attempts: int = 5,
+        **options: Any,
+    ) -> DynamoDBStore:
+        """Open `dynamodb://[<region>]/[<table>][?endpoint_url=<address>]`; the rest is AWS's own configuration.
+
+        `options` are those of a boto3 client.
+
+        Raises:
+            SettingsError: the address is not of this form, or nothing says which region.
+        """
         parts = urlsplit(url)
-        options = {
-            "region_name": parts.netloc or None,
-            "endpoint_url": parse_qs(parts.query).get("endpoint_url", [None])[0],
-            "config": Config(
-                retries={"mode": "standard", "max_attempts": 5},
-                connect_timeout=3,
-                read_timeout=10,
-                max_pool_connections=32,
-            ),
-        }
-        client, streams = (boto3.client(service, **options) for service in ("dynamodb", "dynamodbstreams"))
+        query = parse_qs(parts.query, keep_blank_values=True)
+        if parts.scheme != "dynamodb" or "/" in parts.path.strip("/") or query.keys() - {"endpoint_url"}:
+            raise SettingsError(f"CI_PIPELINE_OOT_STORE: {_FORM}, not {url!r}")
+        options["region_name"] = parts.netloc or options.get("region_name")
+        options["endpoint_url"] = query.get("endpoint_url", [options.get("endpoint_url")])[0]
+        options["config"] = Config(
+            retries={"mode": "standard", "max_attempts": max_attempts},
+            connect_timeout=3,
+            read_timeout=10,
+            max_pool_connections=32,
+        )
+        make: Any = (session or boto3).client
+        try:
+            client, streams = (make(service, **options) for service in ("dynamodb", "dynamodbstreams"))
+        except (BotoCoreError, ValueError) as error:
+            raise SettingsError(f"CI_PIPELINE_OOT_STORE: {_FORM}: {error}") from None
         return cls(client, streams, parts.path.strip("/") or TABLE, state_days)
 
     def create_tables(self) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,28 +27,12 @@ L4: [{org/core: "ann, bob"}]
 TOKENS = "relay-token-1,relay-token-2"
 
 
-@pytest.fixture(scope="session")
-def dynamodb_url() -> Iterator[str]:
-    """The address of a DynamoDB API server."""
-    from moto.dynamodb.responses import DynamoHandler
-    from moto.server import ThreadedMotoServer
-
-    # One request at a time: where moto refuses a transaction, it takes back what others wrote meanwhile as well.
-    lock, call_action = threading.Lock(), DynamoHandler.call_action
-
-    def one_at_a_time(handler: DynamoHandler) -> Any:
-        with lock:
-            return call_action(handler)
-
-    DynamoHandler.call_action = one_at_a_time  # pyright: ignore
-
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+@pytest.fixture
+def dynamodb_url(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a DynamoDB API server that takes any credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    return moto_server
 
 
 @pytest.fixture

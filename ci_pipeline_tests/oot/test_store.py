@@ -311,6 +311,17 @@ def test_dynamodb_has_the_tables_streams_and_ttl_of_the_protocol(dynamodb_url: s
     store.close()
 
 
+@pytest.mark.parametrize(
+    "url", ["dynamodb://us-east-1/a/b", "dynamodb://us-east-1/a?region=x", "dynamodb://bad region/a", "dynamodb:///a"]
+)
+def test_an_address_of_dynamodb_that_is_wrong_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    with pytest.raises(SettingsError, match=r"^CI_PIPELINE_OOT_STORE: write dynamodb://<region>/<table>"):
+        open_store(url)
+
+
 def test_dynamodb_that_does_not_answer_is_reported_as_such():
     store = DynamoDBStore.from_url("dynamodb://us-east-1/?endpoint_url=http://127.0.0.1:9")
     with pytest.raises(StoreUnavailable):
