@@ -433,6 +433,8 @@ class _GitHub(gidgethub.httpx.GitHubAPI):
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b""
     ) -> tuple[int, Mapping[str, str], bytes]:
         status, answer_headers, answer = await super()._request(method, url, headers, body)
+        if status >= 400 and not answer.lstrip().startswith(b"{"):
+            answer = b""  # a proxy's page, whatever it calls itself: the status says enough
         return _known_status(status), answer_headers, answer
 
 
@@ -493,6 +495,8 @@ def _outcome(state: tenacity.RetryCallState) -> BaseException | None:
 def _error(what: str, error: Exception) -> SourceError:
     """One line about what failed, and what to do where that is known."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, json.JSONDecodeError):
+        text = "the answer is not JSON"
     if not isinstance(error, gidgethub.HTTPException):
         return SourceError(f"GitHub: {what}: {text}")
     text = f"GitHub: {what}: {int(error.status_code)} {text}"

@@ -256,13 +256,20 @@ def test_a_token_that_is_not_accepted_names_the_variable(github, source):
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b"", b'{"jobs": null}', b'{"jobs": {}}', b"\xff"])
-def test_a_list_that_is_none_is_an_error_and_not_an_empty_one(github, body):
-    source = GitHubSource(github.url, None, REPOSITORY, patience=0.1)
+def test_a_list_that_is_none_is_an_error_and_not_an_empty_one(github, source, body):
     github.add_run(5)
     run = source.run(5)
     github.handle = lambda request: Response(200, body)
     with pytest.raises(SourceError):
-        source.jobs(run)
+        GitHubSource(github.url, None, REPOSITORY, patience=0.1).jobs(run)
+
+
+@pytest.mark.parametrize(("status", "said"), [(200, "the answer is not JSON"), (404, "404"), (502, "502 Bad Gateway")])
+def test_a_page_for_people_in_the_place_of_json_is_named_by_its_status(github, status, said):
+    source = GitHubSource(github.url, None, REPOSITORY, patience=1)
+    github.handle = lambda request: Response(status, b"<html>", {"content-type": "application/json"})
+    with pytest.raises(SourceError, match=said):
+        source.run(5)
 
 
 def test_an_unchanged_list_is_not_sent_again(github, source):
