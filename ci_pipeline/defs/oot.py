@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ci_pipeline.oot.replication import Replicated
     from ci_pipeline.oot.store import Store
+    from ci_pipeline.warehouse.history import Row
 
 GROUP = "out_of_tree"
 OWNERS = ["team:ci"]
@@ -147,20 +148,44 @@ def oot_reconciliation(
     kinds={"clickhouse"},
     owners=OWNERS,
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=49)),
-    description="How each backend did on a day: jobs by conclusion, pull requests, durations; nightlies apart.",
+    description="How each backend did on a day, by the hours that the pages show too: the jobs that began on it by "
+    "their conclusion, and their average times; nightlies apart.",
 )
 def oot_backend_health(
     context: dg.AssetExecutionContext, out_of_tree: dg.ResourceParam[OutOfTree]
 ) -> dg.MaterializeResult[Any]:
-    from ci_pipeline.oot.health import roll_up
+    from ci_pipeline.warehouse import oot
 
     if out_of_tree.idle:
         return dg.MaterializeResult(metadata={"backends": 0, "why": out_of_tree.idle})
-    days = context.partition_time_window
-    rows = roll_up(out_of_tree.warehouse, days.start.date(), (days.end - timedelta(days=1)).date())
-    shown = [{name: str(value) if name == "day" else value for name, value in row.items()} for row in rows]
+    days, warehouse = context.partition_time_window, out_of_tree.warehouse
+    oot.count_hours(warehouse)
+    rows = [
+        _health(row, nightly)
+        for nightly in (False, True)
+        for row in oot.backend_times(
+            warehouse, nightly=nightly, since=days.start - timedelta(seconds=1), step=timedelta(days=1)
+        )
+        if row["began"] < days.end
+    ]
+    rows.sort(key=lambda row: (row["day"], row["pass rate"], row["downstream_repo"], row["nightly"]))
     backends = len({row["downstream_repo"] for row in rows})
-    return dg.MaterializeResult(metadata={"backends": backends, "worst first": show.table(shown)})
+    return dg.MaterializeResult(metadata={"backends": backends, "worst first": show.table(rows)})
+
+
+def _health(row: "Row", nightly: bool) -> dict[str, Any]:
+    """Times in seconds; the pass rate of nothing is 1."""
+    counts = {name: row[name] for name in ("total", "success", "failure", "timed_out", "running")}
+    return {
+        "day": str(row["began"].date()),
+        "downstream_repo": row["downstream_repo"],
+        "nightly": nightly,
+        "level": row["level"],
+        "pass rate": round(row["success"] / row["total"], 4) if row["total"] else 1.0,
+        **counts,
+        "average duration": round(row["duration"] / row["durations"], 1) if row["durations"] else None,
+        "average queue time": round(row["queue_time"] / row["queue_times"], 1) if row["queue_times"] else None,
+    }
 
 
 @dg.sensor(

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.payload import cut
 from ci_pipeline.oot.record import FIELDS, Record, began_at, failed_tests_json
-from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
+from ci_pipeline.oot.store import PAGE_BYTES, RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
 from ci_pipeline.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -324,7 +324,8 @@ class DynamoDBStore:
                     page, at = self._read_shard(arn, shard, positions.get(shard), limit - len(changes))
                     changes += page
                     positions |= {shard: at} if at else {}
-        return ChangePage(tuple(changes), json.dumps(positions, sort_keys=True))
+        more = len(changes) >= limit or _size(changes) >= PAGE_BYTES
+        return ChangePage(tuple(changes), json.dumps(positions, sort_keys=True), more)
 
     def _shards(self, arn: str) -> dict[str, str]:
         """The parent of each shard, parents first."""
@@ -348,7 +349,7 @@ class DynamoDBStore:
             iterator = self._streams.get_shard_iterator(**where, **begin)["ShardIterator"]
         changes: list[Change] = []
         empty = 0
-        while len(changes) < limit and empty < 3:  # an empty page is not yet the end
+        while len(changes) < limit and _size(changes) < PAGE_BYTES and empty < 3:  # an empty page is not yet the end
             page = self._streams.get_records(ShardIterator=iterator, Limit=min(1000, limit - len(changes)))
             for entry in page["Records"]:
                 at = entry["dynamodb"]["SequenceNumber"]
@@ -403,6 +404,10 @@ def _change(item: dict[str, dict[str, str]]) -> Change:
     # Records of an older writer have no version.
     version, changed_at = (item.get(name, {}).get("N", "0") for name in ("version", "changed_at"))
     return Change(record, int(version), float(changed_at), item.get("began_at", {}).get("S", ""))
+
+
+def _size(changes: list[Change]) -> int:
+    return sum(len(str(change.record.get("failed_tests_json", ""))) for change in changes)
 
 
 def _fitting(record: Record) -> Record:

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ci_pipeline.oot.payload import instant
 from ci_pipeline.oot.record import FIELDS
-from ci_pipeline.oot.store import Change, Store, StoreUnavailable
+from ci_pipeline.oot.store import Change, Store, StoreUnavailable, page_of
 from ci_pipeline.warehouse import WarehouseError
 from ci_pipeline.warehouse.client import refusals
 
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 TABLE = "oot_workflow_job"
 
 BATCH = 500
-"""Changes of one insert: a change may hold a megabyte of failed tests."""
+"""Changes of one insert, at most."""
 
 PAUSE = 1.0
 """Seconds between two looks at a store where little changes: DynamoDB lets a shard be read five times a second, and an
@@ -111,7 +110,7 @@ def replicate(store: Store, client: Client, cursor: str, *, seconds: float = 0.0
         left = end - time.monotonic()
         if left <= 0:
             return done
-        if len(page.changes) < BATCH:
+        if not page.more:
             time.sleep(min(PAUSE, left))
 
 
@@ -257,7 +256,7 @@ def reconcile(store: Store, client: Client, since: datetime, until: datetime) ->
 
 
 def _batches(changes: Iterator[Change]) -> Iterator[list[Change]]:
-    while batch := list(islice(changes, BATCH)):
+    while batch := page_of(changes, BATCH, lambda change: change.record.get("failed_tests_json"))[0]:
         yield batch
 
 

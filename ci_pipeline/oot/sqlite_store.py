@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.record import FIELDS, Record, began_at
-from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, too_many
+from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, page_of, too_many
 
 log = logging.getLogger(__name__)
 
@@ -192,11 +192,16 @@ class SqliteStore:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def _query(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[None]:
         try:
-            return self._reader.execute(query, parameters).fetchall()
+            yield
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path}: {error}") from error
+
+    def _query(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
+        with self._reading():
+            return self._reader.execute(query, parameters).fetchall()
 
     def record(self, dynamo_key: str) -> Record | None:
         rows = self._query("SELECT * FROM oot_workflow_job WHERE dynamoKey = ?", dynamo_key)
@@ -210,13 +215,14 @@ class SqliteStore:
         query = "SELECT * FROM oot_workflow_job WHERE changed_at >= ? AND changed_at < ?"
         if status:
             query += f" AND status = '{status}'"  # literally, as the partial index has it
-        with contextlib.closing(self._connect()) as connection:
+        with self._reading(), contextlib.closing(self._connect()) as connection:
             yield from map(_change, connection.execute(query, (since, until)))
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         query = "SELECT * FROM oot_workflow_job WHERE sequence > ? ORDER BY sequence LIMIT ?"
-        rows = self._query(query, int(cursor or 0), limit)
-        return ChangePage(tuple(map(_change, rows)), str(rows[-1]["sequence"]) if rows else cursor)
+        with self._reading(), contextlib.closing(self._reader.execute(query, (int(cursor or 0), limit))) as found:
+            rows, more = page_of(found, limit, lambda row: row["failed_tests_json"])
+        return ChangePage(tuple(map(_change, rows)), str(rows[-1]["sequence"]) if rows else cursor, more)
 
     # --- messages that another service is owed -----------------------------------------------------------------------
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from itertools import islice
+from typing import NewType, Protocol, TypeVar
 
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, Status, Step, Transition
 from ci_pipeline.oot.record import Record
 from ci_pipeline.settings import SettingsError
+
+T = TypeVar("T")
 
 Message = NewType("Message", bytes)
 """The body of a request that another service is owed."""
@@ -37,10 +40,30 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ChangePage:
-    """Changes oldest first, and the cursor behind them: move it when they have arrived where they should."""
+    """Changes oldest first, and the cursor behind them: move it when they have arrived where they should.
+
+    `more`: the page was full.
+    """
 
     changes: tuple[Change, ...]
     cursor: str
+    more: bool = False
+
+
+PAGE_BYTES = 16 * 2**20
+"""A page is full, too, when its failed tests have that many characters: a change may hold megabytes of them."""
+
+
+def page_of(items: Iterable[T], limit: int, failed_tests: Callable[[T], object]) -> tuple[list[T], bool]:
+    """The next items until the page is full, and whether it is."""
+    taken: list[T] = []
+    size = 0
+    for item in islice(items, limit):
+        taken.append(item)
+        size += len(str(failed_tests(item) or ""))
+        if size >= PAGE_BYTES:
+            break
+    return taken, len(taken) == limit or size >= PAGE_BYTES
 
 
 RATE_WINDOW = 60.0
@@ -101,7 +124,7 @@ class Store(Protocol):
         ...
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
-        """What changed behind a cursor ("" is the beginning), at most `limit` changes.
+        """What changed behind a cursor ("" is the beginning), at most `limit` changes and not much over `PAGE_BYTES`.
 
         Of a record that changed several times, the latest is certain to come.
         """

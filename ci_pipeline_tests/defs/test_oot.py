@@ -179,6 +179,31 @@ def test_health_shows_the_worst_backend_first(deployment: Deployment, store: Sql
     assert [row.data["downstream_repo"] for row in shown["worst first"].records] == ["org/broken", "org/backend"]
 
 
+def test_health_counts_the_jobs_of_its_day_alone_and_nightlies_apart(deployment: Deployment, store: SqliteStore):
+    ended = f"{TODAY}T00:30:00Z"
+    jobs = [
+        job("1", started_at=f"{TODAY}T00:00:00Z", completed_at=ended, queue_time=10.0),
+        job("2", conclusion="failure"),
+        job("3", conclusion="timed_out"),
+        job("4", event_type="nightly"),
+        job("5", status="in_progress", started_at=ended),
+        job("6", started_at="2026-04-28T23:59:59Z", completed_at=ended),
+    ]
+    for record in jobs:
+        store.write(record).result()
+    deployment.tick()
+    for _ in range(2):  # again is safe
+        rows = metadata(deployment.materialize(oot.oot_backend_health))["worst first"].records
+        counts = [
+            tuple(row.data[name] for name in ("nightly", "total", "success", "failure", "timed_out", "running"))
+            for row in rows
+        ]
+        assert counts == [(False, 3, 1, 1, 1, 1), (True, 1, 1, 0, 0, 0)]
+        assert (rows[0].data["average duration"], rows[0].data["average queue time"]) == (1800.0, 10.0)
+    [row] = metadata(deployment.materialize(oot.oot_backend_health, day="2026-04-28"))["worst first"].records
+    assert (row.data["day"], row.data["total"]) == ("2026-04-28", 1)
+
+
 def test_a_range_of_days_is_one_dagster_run(deployment: Deployment, store: SqliteStore) -> None:
     store.write(job("1")).result()
     deployment.tick()

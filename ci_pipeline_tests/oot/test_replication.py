@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.dynamodb_store import DynamoDBStore
-from ci_pipeline.oot.health import roll_up
 from ci_pipeline.oot.payload import instant
 from ci_pipeline.oot.record import FIELDS, Record
 from ci_pipeline.oot.replication import Replicated, reconcile, replay, replicate, replicate_all
@@ -503,35 +502,6 @@ def test_records_of_a_time_and_status_are_found(store: Store) -> None:
     assert keys(since=between) == ["key-2"]
     assert keys(status="in_progress") == ["key-1"]
     assert keys(status="completed", until=between) == []
-
-
-# --- how backends do ------------------------------------------------------------------------------------------------
-
-
-def test_health_counts_the_jobs_of_a_day_by_backend(warehouse: Client) -> None:
-    jobs = [
-        record("completed", key="1"),
-        record("completed", key="2", conclusion="failure", failed_tests=3, queue_time=10.0, pr_number=8),
-        record("completed", key="3", conclusion="timed_out"),
-        record("completed", key="4", event_type="nightly", pr_number=0),
-        record("completed", key="5", downstream_repo="org/other", completed_at="2026-04-29T00:00:00Z"),
-        record("in_progress", key="6"),
-    ]
-    replication.insert(warehouse, [Change(job, 1, 1.0) for job in jobs])
-    day = datetime(2026, 4, 28, tzinfo=UTC).date()
-    for _ in range(2):  # again is safe
-        health = roll_up(warehouse, day, day)
-        found = [
-            (h["downstream_repo"], h["nightly"], h["total"], h["success"], h["failure"], h["timed_out"]) for h in health
-        ]
-        assert found == [("org/backend", False, 3, 1, 1, 1), ("org/backend", True, 1, 1, 0, 0)]
-    stored = warehouse.query(
-        "SELECT pull_requests, failed_tests, average_duration, average_queue_time FROM oot_backend_health FINAL"
-        " ORDER BY nightly"
-    ).result_rows
-    assert [tuple(row) for row in stored] == [(2, 3, 1800.0, 10.0), (0, 0, 1800.0, None)]
-    later = roll_up(warehouse, day, day + timedelta(days=1))
-    assert [h["downstream_repo"] for h in later] == ["org/backend", "org/backend", "org/other"]
 
 
 def test_a_record_is_json_whatever_it_holds(warehouse: Client) -> None:

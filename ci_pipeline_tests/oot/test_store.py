@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ci_pipeline.oot import Refused
+from ci_pipeline.oot import Refused, dynamodb_store
+from ci_pipeline.oot import store as store_module
 from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 from ci_pipeline.oot.lifecycle import Dispatch, Step, Transition
 from ci_pipeline.oot.record import Record
@@ -140,6 +141,23 @@ def test_the_change_feed_goes_on_behind_its_cursor(store: Store):
     assert store.changes_after(rest.cursor, 10).changes == ()
     store.write({**record("completed"), "dynamoKey": "key-0"}).result()
     assert [change.record["dynamoKey"] for change in store.changes_after(rest.cursor, 10).changes] == ["key-0"]
+
+
+def test_a_page_of_changes_ends_where_it_has_many_bytes(store: Store, monkeypatch: pytest.MonkeyPatch):
+    for module in (store_module, dynamodb_store):
+        monkeypatch.setattr(module, "PAGE_BYTES", 250)
+    tests = json.dumps([{"name": "x" * 80}])
+    for n in range(5):
+        store.write({**record("completed"), "dynamoKey": f"key-{n}", "failed_tests_json": tests}).result()
+    seen: list[str] = []
+    cursor, more = "", True
+    while more:
+        page = store.changes_after(cursor, 100)
+        seen += [str(change.record["dynamoKey"]) for change in page.changes]
+        cursor, more = page.cursor, page.more
+        if isinstance(store, SqliteStore):
+            assert len(page.changes) <= 3
+    assert seen == [f"key-{n}" for n in range(5)]
 
 
 def test_every_record_can_be_read(store: Store):
