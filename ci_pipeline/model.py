@@ -22,8 +22,7 @@ RED: frozenset[Outcome] = frozenset(("failed", "error"))
 # --- what CI leaves behind ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class CiStep:
+class CiStep(NamedTuple):
     """One step of a CI job. Source: `steps[]` of GitHub's jobs API."""
 
     name: str

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = "ci-pipeline"
 PER_PAGE = 100
-PARALLEL = 8
+PARALLEL = 8  # downloads
+PAGES = 3  # of a list, side by side: each is a connection, and a small server queues five
 ATTEMPTS = 6
 FETCH_PATIENCE = 900.0  # seconds
 MAX_OBJECTS = 100_000  # of any list
@@ -90,7 +91,8 @@ class GitHubSource:
         self._patience = patience
         self._runner = asyncio.Runner()
         self._one_at_a_time = threading.Lock()
-        self._slots = asyncio.Semaphore(PARALLEL)
+        self._downloads = asyncio.Semaphore(PARALLEL)
+        self._pages = asyncio.Semaphore(PAGES)
 
     # --- the Source protocol ------------------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class GitHubSource:
 
     async def _get(self, path: str, holds: str = "") -> Json:
         """The JSON object at `path`; `holds` names the list that must be in it."""
-        async with self._slots:
+        async with self._pages:
             answer = await self._try(f"GET {path}", self._github.getitem, path)
         if not isinstance(answer, Mapping) or (holds and not isinstance(answer.get(holds), list)):
             raise SourceError(f"GitHub: GET {path}: the answer is not a JSON object{holds and f' with {holds}'}")
@@ -357,7 +359,7 @@ class GitHubSource:
         into.mkdir(parents=True, exist_ok=True)
         file = into / f".{artifact.id}.zip"
         try:
-            async with self._slots:
+            async with self._downloads:
                 await self._download(artifact, file, patience)
                 return await asyncio.to_thread(unpack, file, into / artifact.name)
         finally:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ci_pipeline.model import Problem
 from ci_pipeline.sources import Source, SourceError, cursor_at
 from ci_pipeline.sources.archives import ArtifactRefused
-from ci_pipeline.sources.github import PARALLEL, GitHubSource, RateLimited
+from ci_pipeline.sources.github import PAGES, PARALLEL, GitHubSource, RateLimited
 from ci_pipeline.sources.raw_store import load
 from ci_pipeline_tests.servers.base import Request, Response
 from ci_pipeline_tests.servers.github import REPOSITORY, GitHub, zip_of
@@ -74,6 +74,13 @@ def test_all_pages_of_jobs_are_read_once_and_in_order(github, source):
     github.add_jobs(5, *[f"job {n}" for n in range(250)])
     assert [job.name for job in source.jobs(source.run(5))] == [f"job {n}" for n in range(250)]
     assert len(github.requests) == 1 + 3
+
+
+def test_the_pages_of_a_long_list_take_few_connections(github, source):
+    github.add_run(5)
+    github.add_jobs(5, *[f"job {n}" for n in range(900)])
+    source.jobs(source.run(5))
+    assert 1 < github.connections <= PAGES
 
 
 def test_pages_are_read_when_the_list_does_not_say_how_long_it_is(github, source, monkeypatch):
