@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
+from defusedxml import DefusedXmlException, DTDForbidden
+from defusedxml.ElementTree import iterparse
+
 from ci_pipeline.model import RED, ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
 
 MAX_BYTES = 256 * 1024 * 1024
@@ -18,6 +21,8 @@ _PLACE = re.compile(r"(?m)^\s*[^\s:]+\.\w+:(\d+)(?::\s*|$)")  # gtest, go
 _FRAME = re.compile(r"\(([\w$-]+)\.\w+:(\d+)\)")  # Java
 _EXCEPTION = re.compile(r"(?m)^E +([A-Za-z_][\w.]*: .*)$")
 _FAILED_ON = re.compile(r'failed on \w+ with "(.*)"', re.DOTALL)  # pytest, of setup and teardown
+_COVERAGE = ("coverage", "report")
+"""What the DTDs of Cobertura and JaCoCo describe: such files lie beside test reports and are none."""
 _RED: dict[str, Outcome] = {"failure": "failed", "error": "error"}
 
 
@@ -33,14 +38,13 @@ class _File:
             self._parse(path, seen)
         except OSError as error:
             self.problem = f"{path.name} cannot be read: {error.strerror}"
-        except ParseError as error:
-            self.problem = f"{path.name} is cut off or no XML: {error}"
-        except ValueError as error:  # defusedxml
-            self.problem = f"{path.name} is refused: {type(error).__name__}"
+        except DefusedXmlException as error:
+            if not (isinstance(error, DTDForbidden) and error.name in _COVERAGE):
+                self.problem = f"{path.name} is refused: {type(error).__name__}"
+        except (ParseError, LookupError, ValueError) as error:  # the last two: of an encoding that nobody knows
+            self.problem = f"{path.name} is cut off or no XML: {str(error)[:200]}"
 
     def _parse(self, path: Path, seen: set[tuple[str | None, ...]]) -> None:
-        from defusedxml.ElementTree import iterparse
-
         if path.stat().st_size > MAX_BYTES:
             self.problem = f"{path.name} is refused: larger than {MAX_BYTES >> 20} MiB"
             return
@@ -54,7 +58,7 @@ class _File:
                     suites.append(element)
                     self.suites += 1
                     # Many tools also write one file with everything in it: a suite with the same clock is a copy.
-                    identity = tuple(element.get(key) for key in ("name", "timestamp", "time", "tests"))
+                    identity = tuple(map(element.get, ("name", "timestamp", "time", "tests", "failures", "errors")))
                     if any(identity[1:3]) and identity in seen:
                         copy_depth = copy_depth or len(suites)
                     seen.add(identity)
@@ -74,7 +78,7 @@ class _File:
 def read_junit_folder(
     folder: Path, names: Sequence[str], artifact: ArtifactName, *, every_outcome: bool = False
 ) -> TestReport:
-    """The report in the XML files `names` of a folder; see `read_report`. Totals are counted, not believed."""
+    """The report in the XML files of a folder; `names` may have folders. Totals are counted, not believed."""
     seen: set[tuple[str | None, ...]] = set()
     files = [_File(folder / name, seen) for name in names]
     reasons = [file.problem for file in files if file.problem]

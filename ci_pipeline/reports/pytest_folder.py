@@ -91,7 +91,7 @@ def read_pytest_folder(
             outcomes += _others(summary, counts, seconds)
         outcomes += _red(folder, summary, counts and counts.failed, counts and counts.errors, seconds, every_outcome)
     else:
-        folder.check("summary_short")
+        folder.check("summary_short")  # tests that passed are listed too: where it is empty, it was lost
     captured = folder.read("captured_info").decode(errors="replace")
     if counts is None:
         folder.problems[:1] = [f"pytest was killed, or its totals were lost: {folder.problems[0]}"]
@@ -135,7 +135,7 @@ def _red(
     if errors != 0:
         error_text = folder.read("errors")
         broken = without_ghosts(lines_of(summary, b"ERROR"), errors, headlines=lambda: headlines(error_text))
-        folder.compare(errors, broken, "errors")
+        folder.compare(errors, broken, "error" if errors == 1 else "errors")
         broken = broken or _named(headlines(error_text), errors, len(summary))
 
     starts = sorted(entry.start for entry in (*failures, *broken))

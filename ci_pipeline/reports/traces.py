@@ -112,6 +112,7 @@ def _crash_of(traceback: bytes, message: bytes) -> Crash | None:
     crashes = [Crash(line, b"") for line in _SYNTAX_ERROR.findall(traceback)] or crash_lines(traceback)
     exception = _EXCEPTION.search(traceback) or _EXPLANATION.search(traceback)
     text = exception[1] if exception and (not message or message.endswith(b"...")) else message
-    if not crashes and not text:
+    text = text or (crashes[-1].text if crashes else b"")
+    if not text or text.startswith(b"in "):  # a frame: the traceback was cut off above its exception
         return None
-    return Crash(crashes[-1].line if crashes else b"", text or crashes[-1].text)
+    return Crash(crashes[-1].line if crashes else b"", text)

@@ -25,6 +25,7 @@ def report_of(tmp_path: Path) -> Callable[..., TestReport]:
 
     def read(files: Mapping[str, str | bytes] = {}, *, every_outcome: bool = False, **more: str | bytes) -> TestReport:
         for name, text in {**{f"{name}.txt": text for name, text in more.items()}, **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
         return read_report(tmp_path, ARTIFACT, every_outcome=every_outcome)
 

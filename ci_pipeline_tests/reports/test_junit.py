@@ -117,6 +117,43 @@ def test_a_suite_that_is_in_two_files_counts_once(report_of: Reader) -> None:
     assert len(report.outcomes) == 2
 
 
+def test_a_suite_of_the_same_name_that_failed_is_no_copy(report_of: Reader) -> None:
+    case = '<testcase classname="a.T" name="x">{}</testcase>'
+    suite = f'<testsuite name="a.T" tests="1" failures="{{}}" time="0.001">{case}</testsuite>'
+    files = {"java17/TEST-a.T.xml": suite.format(0, ""), "java21/TEST-a.T.xml": suite.format(1, "<failure/>")}
+    assert report_of(files).counts == Counts(1, 1, seconds=0.002)
+
+
+@pytest.mark.parametrize("folder", ["surefire-reports", "target/surefire-reports", "build/test-results/test"])
+def test_reports_in_folders_are_found(report_of: Reader, folder: str) -> None:
+    report = report_of({f"{folder}/TEST-com.acme.BarTest.xml": SUREFIRE, "other/junit.xml": GO, "dummy.txt": "dummy"})
+    assert report.counts == Counts(3, 2, rerun=1, seconds=1234.66)
+    assert sorted(o.node_id for o in report.outcomes) == ["acme.com/pkg::TestB", "com.acme.BarTest::fails"]
+
+
+def test_a_report_of_pytest_is_read_even_where_xml_lies_beside_it(report_of: Reader) -> None:
+    report = report_of({"junit.xml": GO}, summary_short="FAILED tests/test_a.py::test_a - ValueError: text")
+    assert [o.node_id for o in report.outcomes] == ["tests/test_a.py::test_a"]
+    assert report.problems[0].reason.endswith("stats.txt is missing")
+
+
+@pytest.mark.parametrize(
+    ("doctype", "root"), [("coverage SYSTEM 'c.dtd'", "coverage"), ("report PUBLIC '' ''", "report")]
+)
+def test_coverage_beside_test_reports_is_no_problem(report_of: Reader, doctype: str, root: str) -> None:
+    report = report_of({"junit.xml": GO, f"{root}.xml": f"<!DOCTYPE {doctype}><{root}/>"})
+    assert report.counts == Counts(1, 1, seconds=0.16)
+    assert report.problems == ()
+
+
+def test_a_failure_that_was_run_again_and_failed_again_is_one_failure(report_of: Reader) -> None:
+    again = '<rerunFailure message="again" type="E"/><rerunError message="and again" type="E"/>'
+    case = f'<testcase classname="a.T" name="x"><failure message="boom" type="E">E: boom</failure>{again}</testcase>'
+    report = report_of({"a.xml": f'<testsuite name="a.T" time="1">{case}</testsuite>'})
+    assert report.counts == Counts(failed=1, seconds=1.0)
+    assert [o.message for o in report.outcomes] == ["E: boom"]
+
+
 def test_nested_suites_count_once(report_of: Reader) -> None:
     inner = '<testsuite name="inner" time="2"><testcase classname="a.T" name="x"><failure/></testcase></testsuite>'
     report = report_of({"a.xml": f'<testsuites><testsuite name="outer" time="3">{inner}</testsuite></testsuites>'})
@@ -128,9 +165,12 @@ def test_nested_suites_count_once(report_of: Reader) -> None:
     [
         (PYTEST[:900], "a.xml is cut off or no XML: "),
         ("", "a.xml is cut off or no XML: "),
+        ('<?xml version="1.0" encoding="klingon"?><testsuite/>', "a.xml is cut off or no XML: unknown encoding"),
+        ('<?xml version="1.0" encoding="shift_jis"?><testsuite/>', "a.xml is cut off or no XML: multi-byte"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><testsuite name="&a;"/>', "a.xml is refused: DTDForbidden"),
         ('<!DOCTYPE x SYSTEM "http://127.0.0.1/x.dtd"><testsuite/>', "a.xml is refused: DTDForbidden"),
         ("<coverage/>", "a.xml: no test suite"),
+        ("<!DOCTYPE coverage SYSTEM 'coverage-04.dtd'><coverage/>", "a.xml: no test suite"),
     ],
 )
 def test_a_file_that_cannot_be_trusted_is_a_problem(report_of: Reader, text: str, reason: str) -> None:

@@ -231,8 +231,17 @@ def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..
     ]
     assert report.problems[0].reason == (
         "summary_short.txt is missing; pytest counted 2 failed, summary_short.txt lists 0; "
-        "pytest counted 1 errors, summary_short.txt lists 0"
+        "pytest counted 1 error, summary_short.txt lists 0"
     )
+
+
+def test_a_traceback_that_was_cut_off_above_its_exception_says_nothing(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 1 error in 1.00s ==",
+        summary_short=HEADER + "ERROR tests/c.py",
+        errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\n/lib/__init__.py:126: in import_module",
+    )
+    assert [(o.node_id, o.trace) for o in report.outcomes] == [("tests/c.py", "no message in the report")]
 
 
 def test_ghosts_are_known_by_the_headlines_when_there_are_no_crash_lines(report_of: Callable[..., TestReport]) -> None:
