@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from ci_pipeline.hud.ci_runs import CiRuns, RunPage, WarehouseUnavailable
+from ci_pipeline.hud.ci_runs import CHANGES, CiRuns, RunPage, TestFilter, TestsPage, WarehouseUnavailable, streaks
 from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
 from ci_pipeline.hud.relay import callbacks_first, create_relay, relay_lifespan
@@ -44,6 +46,9 @@ HEADERS = {
 
 LATEST = 30
 """CI runs on the first page."""
+
+Where = Annotated[TestFilter, Query()]
+Page = Annotated[int, Query(ge=1, le=100_000)]
 
 
 class NavigationEntry(NamedTuple):
@@ -80,12 +85,22 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
         return pages.TemplateResponse(request, "index.html", context)
 
     @app.get("/runs/{run_id}", response_class=HTMLResponse)
-    def run_page(request: Request, run_id: int) -> Response:
-        return pages.TemplateResponse(request, "run.html", {"page": _run(ci_runs, run_id)})
+    def run_page(request: Request, run_id: int, where: Where, page: Page = 1, parts: str = "") -> Response:
+        shown = _run(ci_runs, run_id)
+        context = {
+            "shown": shown,
+            "found": ci_runs.tests(shown.run, where, page),
+            "common": ci_runs.common(shown.run),
+            "where": where.model_dump(),
+            "all_parts": parts,
+        }
+        return pages.TemplateResponse(request, "run.html", context)
 
     @app.get("/history", response_class=HTMLResponse)
     def history(request: Request, test: str, device: str = "") -> Response:
-        context = {"node_id": test, "device": device, "outcomes": ci_runs.test(test, device)}
+        outcomes = ci_runs.test(test, device)
+        by_place = streaks(outcomes, list(profile.devices))
+        context = {"node_id": test, "device": device, "outcomes": outcomes, "streaks": by_place}
         return pages.TemplateResponse(request, "history.html", context)
 
     @app.get("/api/runs")
@@ -95,6 +110,11 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
     @app.get("/api/runs/{run_id}")
     def one_run(run_id: int) -> RunPage:
         return _run(ci_runs, run_id)
+
+    @app.get("/api/runs/{run_id}/tests")
+    def tests_of_run(run_id: int, where: Where, page: Page = 1) -> TestsPage:
+        """The tests of a CI run that changed or fail, new failures first."""
+        return ci_runs.tests(_run(ci_runs, run_id).run, where, page)
 
     @app.get("/api/history")
     def test_history(test: str, device: str = "") -> list[dict[str, Any]]:
@@ -129,13 +149,15 @@ def create_server(settings: OotSettings, profile: Profile, *, pages: bool = True
 
 
 def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
-    """Jinja2 with autoescape, and what every page may use: `profile`, `navigation`, `static`, and the filters."""
+    """Jinja2 with autoescape, and what every page may use: `profile`, `navigation`, `url`, …, and the filters."""
     pages = Jinja2Templates(HERE / "templates")
     environment: Any = pages.env
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals |= {
         "profile": profile,
         "static": _static,
+        "url": _url,
+        "changes": CHANGES,
         "navigation": [
             NavigationEntry("/", "CI runs"),
             NavigationEntry("/oot", "Out-of-tree"),
@@ -183,6 +205,14 @@ def is_web(url: object) -> bool:
 def _static(name: str) -> str:
     """The address of a static file; another content is another address."""
     return f"/static/{name}?{hashlib.sha256((HERE / 'static' / name).read_bytes()).hexdigest()[:8]}"
+
+
+@pass_context
+def _url(context: Context, **changed: object) -> str:
+    """The address of the same page with other parameters; another view begins on its first page."""
+    request: Request = context["request"]
+    query = {**request.query_params, "page": "", **{name: str(value) for name, value in changed.items()}}
+    return f"{quote(request.url.path)}?{urlencode({name: value for name, value in query.items() if value})}"
 
 
 def _utc(moment: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ci_pipeline.model import Change, CiRun
+from pydantic import BaseModel
+
+from ci_pipeline.model import RED, CiRun
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
+from ci_pipeline.publish.slack_full import INFRASTRUCTURE
 from ci_pipeline.warehouse import WarehouseError, history
 from ci_pipeline.warehouse.history import KnownRun, Row
 
@@ -39,47 +43,92 @@ class Part:
     job_url: str
 
 
+CHANGES = {
+    "new_failure": ("New failures", "✗", "bad"),
+    "changed_error": ("Fails with another error", "≠", "warn"),
+    "failing": ("Failing", "✗", "bad"),
+    "still_failing": ("Still failing", "●", "bad"),
+    "fixed": ("Fixed", "✓", "good"),
+    "newly_skipped": ("Newly skipped", "⊘", "warn"),
+    "vanished": ("Vanished", "?", "warn"),
+}
+"""What happened to a test since the previous run: the title, symbol and kind of the chip. "failing": there was none."""
+
+TESTS = 50
+"""Tests of a run on one page."""
+COMMON = 12
+"""What failing tests have in common: as many folders, and errors, as are shown."""
+HISTORY = 300
+"""Outcomes of one test, in all runs and on all devices."""
+
+
+class TestFilter(BaseModel):
+    """Which tests of a run: those with all that is given; `text` is part of the name or the trace."""
+
+    __test__ = False
+
+    test_job: str = ""
+    change: str = ""
+    folder: str = ""
+    device: str = ""
+    error: str = ""
+    text: str = ""
+
+
 @dataclass(frozen=True)
-class TestOnDevices:
+class TestOfRun:
     """One test that changed or fails, with the devices on which it does so in the same way."""
 
     __test__ = False
 
+    test_job: str
+    matrix_entry: str
     node_id: str
+    change: str
     devices: list[str]
-    category: str = ""
-    trace: str = ""
-    previous_trace: str = ""
-    since: datetime | None = None
-    since_run_id: int = 0
-    only_here: bool = False  # it does not fail in the other vendor's run
-
-    def story(self) -> tuple[Any, ...]:
-        """Equal for the same story on another device."""
-        return (self.node_id, self.trace, self.previous_trace, self.since_run_id, self.only_here)
+    category: str
+    trace: str
+    previous_trace: str
+    since: datetime | None
+    since_run_id: int
+    only_here: bool  # it does not fail in the other vendor's run
 
 
 @dataclass(frozen=True)
-class Group:
-    """Tests with the same change since the previous run; "failing" where there is no earlier run to compare with."""
+class TestsPage:
+    """Some of the tests of a run, by what happened to them; `matching` is how many there are on all pages."""
 
-    change: Change | str
-    title: str
-    symbol: str
-    kind: str  # of the chip: bad, warn, good
-    open: bool
-    tests: list[TestOnDevices]
+    __test__ = False
+
+    matching: int
+    page: int
+    pages: int
+    tests: list[TestOfRun]
 
 
-GROUPS = {
-    "new_failure": ("New failures", "✗", "bad", True),
-    "changed_error": ("Fails with another error", "≠", "warn", True),
-    "failing": ("Failing", "✗", "bad", True),
-    "still_failing": ("Still failing", "●", "bad", False),
-    "fixed": ("Fixed", "✓", "good", False),
-    "newly_skipped": ("Newly skipped", "⊘", "warn", False),
-    "vanished": ("Vanished", "?", "warn", False),
-}
+@dataclass(frozen=True)
+class Common:
+    """What some failing tests have in common. `infrastructure`: what the machines did, or ""; `ask`: whom."""
+
+    value: str
+    tests: int
+    infrastructure: str
+    ask: str
+
+
+@dataclass(frozen=True)
+class Streak:
+    """How a test ended in one workflow on one device, newest first, and how long it has done so.
+
+    `since_start`: in all runs that are known, so that it may be longer.
+    """
+
+    workflow_name: str
+    device: str
+    outcomes: list[Row]
+    fails: bool
+    since: Row
+    since_start: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +142,6 @@ class TestJobPage:
     has_matrix: bool
     results: list[Part] = field(default_factory=list[Part])
     changes: dict[str, int] = field(default_factory=dict[str, int])
-    groups: list[Group] = field(default_factory=list[Group])
 
     @property
     def red(self) -> int:
@@ -118,6 +166,12 @@ class TestJobPage:
     @property
     def incomplete(self) -> bool:
         return self.missing > 0
+
+    @property
+    def notable(self) -> list[Part]:
+        """What was not seen whole, and what fails, the worst first."""
+        notable = [part for part in self.results if not part.complete or part.failed or part.errors]
+        return sorted(notable, key=lambda part: (part.complete, -part.failed - part.errors))
 
 
 @dataclass(frozen=True)
@@ -167,36 +221,20 @@ def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order)), name
 
 
-def groups(diff: Sequence[Row], failing: Iterable[Row], devices: Sequence[str]) -> list[Group]:
-    """The tests of one test job by what happened to them: rows of `run_diff`, and of `test_outcome` where they fail.
-
-    A failing test is in exactly one group, whether there was a run to compare with or not.
-    """
-    of_key = {_key(row): row for row in failing}
-    changed = {_key(row): row for row in diff if row["change"] != "unique_failure"}
-    only_here = {_key(row) for row in diff if row["change"] == "unique_failure"}
-    stories: dict[str, dict[tuple[Any, ...], TestOnDevices]] = defaultdict(dict)
-    for key in dict.fromkeys((*of_key, *changed)):
-        _, device, node_id = key
-        row, outcome = changed.get(key, {}), of_key.get(key, {})
-        change = row.get("change", "failing")
-        test = TestOnDevices(
-            node_id=node_id,
-            devices=[],
-            category=outcome.get("category", ""),
-            trace=row.get("trace") or outcome.get("trace") or outcome.get("message", ""),
-            previous_trace=row.get("previous_trace", "") if change in ("changed_error", "fixed") else "",
-            since=row.get("since"),
-            since_run_id=row.get("since_run_id", 0),
-            only_here=key in only_here,
-        )
-        on = stories[change].setdefault(test.story(), test).devices
-        on[:] = sorted({*on, device} - {""}, key=lambda name: _place(name, devices))
-    return [Group(change, *GROUPS[change], list(stories[change].values())) for change in GROUPS if change in stories]
-
-
-def _key(row: Row) -> tuple[str, str, str]:
-    return row["matrix_entry"], row["device"], row["node_id"]
+def streaks(rows: Iterable[Row], devices: Sequence[str]) -> list[Streak]:
+    """From the outcomes of one test, newest first; the failing ones first. It failed in a run if any outcome did."""
+    by_place: defaultdict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        of_run = by_place[row["workflow_name"], row["device"]]
+        if row["run_id"] not in of_run or row["outcome"] in RED:
+            of_run[row["run_id"]] = row
+    found: list[Streak] = []
+    for (workflow_name, device), of_run in by_place.items():
+        outcomes = list(of_run.values())
+        fails = outcomes[0]["outcome"] in RED
+        same = next((n for n, row in enumerate(outcomes) if (row["outcome"] in RED) != fails), len(outcomes))
+        found.append(Streak(workflow_name, device, outcomes, fails, outcomes[same - 1], same == len(outcomes)))
+    return sorted(found, key=lambda streak: (not streak.fails, streak.workflow_name, _place(streak.device, devices)))
 
 
 class CiRuns:
@@ -221,23 +259,57 @@ class CiRuns:
         return [pages[known.run.run_id] for known in runs]
 
     def run(self, run_id: int) -> RunPage | None:
-        """One run with its tests; None where it is not known."""
+        """One run without its tests; None where it is not known."""
         with warehouse(self.services) as client:
             known = history.find_run(client, run_id)
             if known is None:
                 return None
             repository = known.run.repository
             page = run_page(known, history.job_results(client, repository, [run_id]), self.services.profile)
-            diff = _by(history.run_changes(client, repository, run_id), "test_job")
-            failing = _by(history.failing_tests(client, repository, run_id), "test_job")
-        devices = list(self.services.profile.devices)
-        jobs = [replace(job, groups=groups(diff[job.test_job], failing[job.test_job], devices)) for job in page.jobs]
-        return replace(page, jobs=jobs)
+            return _with_changes(page, history.change_counts(client, repository, [run_id]))
+
+    def tests(self, run: CiRun, where: TestFilter, page: int = 1) -> TestsPage:
+        """The tests of a run that changed or fail, a page at a time."""
+        changes, offset = list(CHANGES), (page - 1) * TESTS
+        with warehouse(self.services) as client:
+            rows = history.run_tests(
+                client, run.repository, run.run_id, changes=changes, limit=TESTS, offset=offset, **where.model_dump()
+            )
+        found = [TestOfRun(**{name: row[name] for name in TestOfRun.__dataclass_fields__}) for row in rows]
+        order = list(self.services.profile.devices)
+        for test in found:
+            test.devices.sort(key=lambda device: _place(device, order))
+        matching = rows[0]["matching"] if rows else 0
+        return TestsPage(matching, page, -(-matching // TESTS), found)
+
+    def common(self, run: CiRun) -> dict[str, list[Common]]:
+        """What failing tests have in common, by "folder", "device" and "error"; by "change" all that changed too."""
+        with warehouse(self.services) as client:
+            rows = history.run_test_counts(client, run.repository, run.run_id, limit=COMMON)
+        found: defaultdict[str, list[Common]] = defaultdict(list)
+        for row in rows:
+            of, value = row["common"], row["value"]
+            ask = self.ask(row["test_job"], value) if of == "folder" else ""
+            infrastructure = _infrastructure(value) if of == "error" else ""
+            found[of].append(Common(value, row["tests"], infrastructure, ask))
+        return found
+
+    def ask(self, test_job: str, matrix_entry: str) -> str:
+        """Whom to ask about a folder, by its name, with or without its job's prefix, or the test job's; or ""."""
+        profile = self.services.profile
+        job = profile.test_jobs.get(test_job)
+        short = [matrix_entry.removeprefix(prefix) for prefix in (job.prefixes if job else ())]
+        return next((who for name in (matrix_entry, *short, test_job) if (who := profile.oncall.get(name))), "")
 
     def test(self, node_id: str, device: str) -> list[Row]:
         """How a test ended in the latest runs, newest first."""
         with warehouse(self.services) as client:
-            return history.history_of_test(client, self.services.profile.repository, node_id, device=device)
+            repository = self.services.profile.repository
+            return history.history_of_test(client, repository, node_id, device=device, limit=HISTORY)
+
+
+def _infrastructure(error: str) -> str:
+    return next((name for name, pattern in INFRASTRUCTURE.items() if re.search(pattern, error)), "")
 
 
 @contextmanager

@@ -177,7 +177,7 @@ class BackendPage:
 
 @dataclass(frozen=True)
 class BackendOfPr:
-    """What a backend says about a pull request. `outdated`: it has not reported on the commit yet, this is of before."""
+    """What a backend says about a pull request. `outdated`: this is of an earlier commit."""
 
     commit: Commit
     outdated: bool

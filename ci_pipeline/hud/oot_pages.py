@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import floor
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -98,7 +98,7 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
 
     @router.get("/oot", response_class=HTMLResponse, include_in_schema=False)
     def summary_page(request: Request, days: Days = 7, view: View = "pull_requests", page: Page = 1) -> Response:
-        context = {"summary": backends.summary(days, view, page), "url": _url(request)}
+        context = {"summary": backends.summary(days, view, page)}
         return pages.TemplateResponse(request, "oot.html", context)
 
     @router.get("/oot/{org}/{repo}", response_class=HTMLResponse, include_in_schema=False)
@@ -117,7 +117,7 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         number = int(pr.strip().removeprefix("#") or 0)
         found = backend(org, repo, days, view, job, conclusion, author, number or None, page)
         filters = {"job": job, "conclusion": conclusion, "author": author, "pr": number or ""}
-        context = {"found": found, "filters": filters, "url": _url(request)}
+        context = {"found": found, "filters": filters}
         return pages.TemplateResponse(request, "oot_backend.html", context)
 
     @router.get(
@@ -128,7 +128,7 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
         return pages.TemplateResponse(request, "oot_job.html", context)
 
     def pr_page(request: Request, number: int, upstream: str, commit: str) -> Response:
-        context = {"found": backends.pull_request(number, upstream, commit), "url": _url(request)}
+        context = {"found": backends.pull_request(number, upstream, commit)}
         return pages.TemplateResponse(request, "pr.html", context)
 
     @router.get("/pr/{number}", response_class=HTMLResponse, include_in_schema=False)
@@ -197,13 +197,3 @@ def trend_paths(trend: Iterable[Step], height: int = 20, of: str = "rate") -> li
         kind = rate_kind(rate)[0] if of == "rate" else "none"
         paths.setdefault(kind, []).append(f"M{place * 4 + 2} {height}v-{max(1.0, share * height):.1f}")
     return [(kind, "".join(bars)) for kind, bars in paths.items()]
-
-
-def _url(request: Request) -> Any:
-    """The address of the same page with other parameters; another view begins on its first page."""
-
-    def url(**changed: object) -> str:
-        query = {**request.query_params, "page": "", **{name: str(value) for name, value in changed.items()}}
-        return f"{quote(request.url.path)}?{urlencode({name: value for name, value in query.items() if value})}"
-
-    return url

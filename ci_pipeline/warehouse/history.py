@@ -92,6 +92,23 @@ def run_changes(client: Client, repository: str, run_id: int, *, test_job: str =
     return _rows(ask(client, "run_changes", repository=repository, run_id=run_id, test_job=test_job))
 
 
+def run_tests(
+    client: Client, repository: str, run_id: int, *, changes: Sequence[str], limit: int, offset: int = 0, **where: str
+) -> list[Row]:
+    """The tests of one run that changed or fail, in the order of `changes`; each with the devices of its story.
+
+    `where`: `test_job`, `change`, `folder`, `device`, `error` as they are, and `text` of the name or the trace; "" is
+    any. `matching` is how many there are.
+    """
+    page = {"limit": limit, "offset": offset}
+    return _rows(ask(client, "run_tests", repository=repository, run_id=run_id, changes=list(changes), **page, **where))
+
+
+def run_test_counts(client: Client, repository: str, run_id: int, *, limit: int) -> list[Row]:
+    """How many `tests` of one run have which `value` of "change", and if they fail of "folder", "device", "error"."""
+    return _rows(ask(client, "run_test_counts", repository=repository, run_id=run_id, limit=limit))
+
+
 def failing_tests(client: Client, repository: str, run_id: int) -> list[Row]:
     """The rows of `test_outcome` of one run's failing tests."""
     return _rows(ask(client, "failing_tests", repository=repository, run_id=run_id))

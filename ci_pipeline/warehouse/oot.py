@@ -83,7 +83,7 @@ def matching_commits(
 ) -> list[Row]:
     """Those `commits` of one backend that have a job like this, of which every word that is given is true.
 
-    `job` is part of its name, `conclusion` GitHub's word or "running", `author` the login of who wrote the pull request.
+    `job` is part of its name, `conclusion` GitHub's word or "running", `author` who wrote the pull request.
     """
     where = {"downstream_repo": downstream_repo, "nightly": nightly, "pr_number": pr_number, "job": job}
     found: list[Row] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from ci_pipeline.hud.app import create_app, is_web
-from ci_pipeline.hud.ci_runs import groups
+from ci_pipeline.hud.ci_runs import streaks
 from ci_pipeline.pipeline import Services, process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.sample import build, install
@@ -72,32 +74,84 @@ def test_a_lost_artifact_is_told_on_its_runs_page(client: TestClient) -> None:
     assert "PyTorch pipelines: single: no artifact" in text(client.get(f"/runs/{AMD}").text)
 
 
-def test_failing_tests_are_grouped_by_what_happened_to_them(client: TestClient) -> None:
-    [models] = [job for job in client.get(f"/api/runs/{SECOND}").json()["jobs"] if job["test_job"] == "run_models_gpu"]
-    found = {group["change"]: {test["node_id"]: test for test in group["tests"]} for group in models["groups"]}
-    wren = "tests/models/wren/test_modeling_wren.py::"
-    assert found["new_failure"][f"{wren}WrenModelTest::test_left_padding"]["devices"] == ["single", "multi"]
-    assert found["new_failure"][f"{wren}WrenModelTest::test_model_parallelism"]["devices"] == ["multi"]
-    changed = found["changed_error"][f"{wren}WrenModelTest::test_flash_attention_2_inference"]
+def every_test(client: TestClient, run_id: int, **where: object) -> list[dict[str, Any]]:
+    """All pages."""
+    path = f"/api/runs/{run_id}/tests"
+    first = client.get(path, params={name: str(value) for name, value in where.items()}).json()
+    rest = [client.get(path, params={**where, "page": str(page)}).json() for page in range(2, first["pages"] + 1)]  # pyright: ignore
+    found = [test for page in (first, *rest) for test in page["tests"]]
+    assert len(found) == first["matching"]
+    return found
+
+
+WREN = "tests/models/wren/test_modeling_wren.py::"
+
+
+def test_failing_tests_are_told_by_what_happened_to_them(client: TestClient) -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for test in every_test(client, SECOND, test_job="run_models_gpu"):
+        found.setdefault(test["change"], {})[test["node_id"]] = test
+    assert found["new_failure"][f"{WREN}WrenModelTest::test_left_padding"]["devices"] == ["single", "multi"]
+    assert found["new_failure"][f"{WREN}WrenModelTest::test_model_parallelism"]["devices"] == ["multi"]
+    changed = found["changed_error"][f"{WREN}WrenModelTest::test_flash_attention_2_inference"]
     assert "undefined symbol" in changed["previous_trace"]
     assert "out of memory" in changed["trace"]
     assert changed["since_run_id"] == FIRST
-    assert f"{wren}test_export[onnx]" in found["fixed"]
+    assert f"{WREN}test_export[onnx]" in found["fixed"]
+    assert next(iter(found)) == "new_failure"
+
+
+def test_every_failure_that_was_counted_is_among_the_tests(client: TestClient) -> None:
+    for run_id in (FIRST, SECOND, AMD):
+        run = client.get(f"/api/runs/{run_id}").json()
+        counted = sum(part["failed"] + part["errors"] for job in run["jobs"] for part in job["results"])
+        red = ("new_failure", "changed_error", "failing", "still_failing")
+        listed = [len(test["devices"]) for change in red for test in every_test(client, run_id, change=change)]
+        assert sum(listed) == counted > 0
+
+
+def test_tests_of_a_run_are_found_by_text_device_folder_and_error(client: TestClient) -> None:
+    everything = every_test(client, SECOND)
+    of_multi = every_test(client, SECOND, device="multi")
+    assert 0 < len(of_multi) < len(everything)
+    assert all("multi" in test["devices"] for test in of_multi)
+    by_trace = every_test(client, SECOND, text="OUT OF MEMORY")
+    assert by_trace
+    assert all("out of memory" in test["trace"] for test in by_trace)
+    assert {test["matrix_entry"] for test in every_test(client, SECOND, folder="models_wren")} == {"models_wren"}
+    assert every_test(client, SECOND, text="no such thing", device="multi") == []
+    assert "No test matches" in text(client.get(f"/runs/{SECOND}?text=no+such+thing").text)
+
+
+def test_what_failing_tests_have_in_common_is_a_link_to_them(client: TestClient) -> None:
+    page = client.get(f"/runs/{SECOND}").text
+    links = re.findall(r'class="number">([\d,]+)</span> <a href="([^"#]*)#tests"', page)
+    assert len(links) > 5
+    for count, link in links:
+        shown = client.get("/api" + html.unescape(link).replace("?", "/tests?")).json()
+        failing = [test for test in shown["tests"] if test["change"] not in ("fixed", "newly_skipped", "vanished")]
+        assert len(failing) <= int(count) <= sum(len(test["devices"]) for test in failing) or shown["pages"] > 1
+
+
+def test_an_error_of_the_machines_is_marked_as_theirs(client: TestClient) -> None:
+    assert "⚙ out of memory" in text(client.get(f"/runs/{SECOND}").text)
 
 
 def test_failures_that_the_other_vendor_does_not_have_are_marked(client: TestClient) -> None:
-    [models, _] = client.get(f"/api/runs/{AMD}").json()["jobs"]
-    only_here = {test["node_id"] for group in models["groups"] for test in group["tests"] if test["only_here"]}
-    assert "tests/models/wren/test_modeling_wren.py::WrenModelTest::test_attention_outputs" in only_here
-    assert "tests/models/wren/test_modeling_wren.py::WrenModelTest::test_left_padding" not in only_here
+    only_here = {test["node_id"] for test in every_test(client, AMD) if test["only_here"]}
+    assert f"{WREN}WrenModelTest::test_attention_outputs" in only_here
+    assert f"{WREN}WrenModelTest::test_left_padding" not in only_here
 
 
 def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
     page = client.get(f"/runs/{AMD}").text
     [link] = re.findall(r'href="(/history[^"]*test_attention_outputs)"', page)
     history = text(client.get(link.replace("&amp;", "&")).text)
-    assert history.count("✗ failed") == 2
-    assert history.count("✓ passed") == 4
+    latest, _, every = history.partition("CI run Created")
+    assert every.count("✗ failed") == 2
+    assert every.count("✓ passed") == 4
+    assert latest.index("✗ failed") < latest.index("✓ passed")  # where it fails comes first
+    assert f"run {AMD}" in latest
 
 
 def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:
@@ -182,8 +236,17 @@ def test_only_web_addresses_become_links(url: object, expected: bool) -> None:
     assert is_web(url) is expected
 
 
-def test_a_failing_test_without_an_earlier_run_is_in_a_group_of_its_own() -> None:
-    row = {"matrix_entry": "m", "device": "single", "node_id": "t", "category": "", "trace": "", "message": "boom"}
-    [group] = groups([], [row], ["single"])
-    assert group.change == "failing"
-    assert group.tests[0].trace == "boom"
+def test_a_streak_begins_with_the_first_failure_after_the_last_success() -> None:
+    def row(run_id: int, outcome: str, device: str = "single", workflow: str = "Nightly") -> dict[str, Any]:
+        return {"run_id": run_id, "outcome": outcome, "device": device, "workflow_name": workflow}
+
+    rows = [
+        row(5, "passed"), row(5, "error"), row(5, "passed", "multi"), row(4, "failed"), row(3, "passed"),
+        row(2, "failed"), row(4, "skipped", "multi"), row(6, "failed", workflow="Other"),
+    ]  # fmt: skip
+    found = streaks(rows, ["single", "multi"])
+    assert [(s.workflow_name, s.device, s.fails, s.since["run_id"], s.since_start) for s in found] == [
+        ("Nightly", "single", True, 4, False),
+        ("Other", "single", True, 6, True),
+        ("Nightly", "multi", False, 4, True),
+    ]
