@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -11,12 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+from jwt.utils import base64url_encode
 
 from ci_pipeline.oot import Refused
-from ci_pipeline.oot.identity import Identity, Verifier
+from ci_pipeline.oot.identity import Identity, Verifier, _Jws  # pyright: ignore
 from ci_pipeline.settings import OidcIssuer
 from ci_pipeline_tests.servers.oidc import AUDIENCE, OidcServer
 
@@ -109,6 +114,19 @@ def test_the_scheme_minds_no_case(issuer: OidcServer):
 )
 def test_a_forged_token_is_refused(issuer: OidcServer, forge: Callable[[OidcServer], str]):
     assert refusal(verifier(issuer), forge(issuer)).status == 401
+
+
+@given(st.one_of(st.binary(max_size=40), st.text("abcAZ09-_=+/ ", max_size=40).map(str.encode)))
+def test_a_part_of_a_token_is_read_as_pyjwt_reads_it(segment: bytes):
+    def read(how: Callable[[bytes, str], bytes]) -> bytes | None:
+        with contextlib.suppress(jwt.DecodeError):
+            return how(segment, "payload")
+        return None
+
+    ours = read(_Jws._decode_base64url_segment)  # pyright: ignore
+    assert ours is None or ours == read(jwt.PyJWS._decode_base64url_segment)  # pyright: ignore
+    encoded = base64url_encode(segment)
+    assert _Jws._decode_base64url_segment(encoded, "payload") == segment  # pyright: ignore
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Basic dXNlcg==", "token"])
