@@ -18,7 +18,7 @@ from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import hub_files, slack_classic
 from ci_pipeline.publish.slack_classic import Block, ClassicReport, Compared, Where, prepare_reports
 from ci_pipeline.publish.thread import SlackMessage
-from ci_pipeline.reports.artifacts import available_artifacts
+from ci_pipeline.reports.artifacts import parse_artifact_name
 from ci_pipeline.reports.closing_line import parse_closing_line
 from ci_pipeline.reports.traces import crash_lines
 from ci_pipeline.workflow_step import Step, workflow_step
@@ -252,10 +252,14 @@ class Artifact:
 def retrieve_available_artifacts() -> dict[str, Artifact]:
     """The test artifacts that are folders of the working directory, by their names without the machine."""
     artifacts: dict[str, Artifact] = {}
-    for found in available_artifacts(Path.cwd(), PROFILE):
-        name = found.name.removeprefix(f"{found.machine}_")
-        path = ArtifactPath(name=name, path=found.name, gpu=found.device or None)
-        artifacts.setdefault(name, Artifact(name)).paths.append(path)
+    for path in sorted(folder.name for folder in Path.cwd().glob("*_test_reports*") if folder.is_dir()):
+        artifact = parse_artifact_name(path, PROFILE)
+        machine = artifact.machine if artifact else path.partition("_")[0]
+        gpu = PROFILE.device_of(machine)
+        if not artifact and gpu not in PROFILE.devices:
+            machine = gpu = ""
+        name = path.removeprefix(f"{machine}_")
+        artifacts.setdefault(name, Artifact(name)).paths.append(ArtifactPath(name=name, path=path, gpu=gpu or None))
     return artifacts
 
 

@@ -260,6 +260,9 @@ class Earlier:
 
 def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> Earlier:
     """The runs that the environment names, or that the profile's rules find; the warehouse knows them, or GitHub."""
+    for name in ("prev_workflow_run_id", "other_workflow_run_id"):
+        if (text := getattr(step.env, name)) and not _int(text):
+            log.warning("%s: %r is no run id; the profile's rules choose", name.upper(), text)
     earlier = _in_warehouse(step, run)
     if earlier.previous is None:
         with earlier.attempt("previous run"):

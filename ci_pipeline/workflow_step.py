@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -118,19 +119,27 @@ def require_slack(step: Step) -> None:
 
 
 def parse_matrix(argument: str) -> list[str]:
-    """The folders in a list, nested or not, from JSON or as Python prints it.
+    """The folders in a list, nested or not, from JSON, as Python prints it, or as a shell leaves JSON in quotes.
 
     Raises:
         ValueError: it is neither; one line.
     """
     if not argument.strip():
         return []
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval, _unquoted):
         try:
             return list(_folders(parse(argument.strip())))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     raise ValueError("the matrix is neither JSON nor a list")
+
+
+def _unquoted(text: str) -> list[str]:
+    """The folders of `[models/bert, models/gpt2]`: `"${{ toJson(…) }}"` loses its inner quotes."""
+    folders = [part.strip("[] \r\n\t") for part in text.split(",")]
+    if text.count("[") != text.count("]") or not all(re.fullmatch(r"[\w./-]+", folder) for folder in folders):
+        raise ValueError
+    return folders
 
 
 def _folders(value: object) -> Iterator[str]:

@@ -229,12 +229,15 @@ def test_a_reply_needs_a_message(services: RecordedServices) -> None:
 def test_artifacts_are_found_by_name_and_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("single-gpu_run_models_gpu_models_bert", "multi-gpu_run_models_gpu_models_bert", "run_kernels_gpu"):
         (tmp_path / f"{name}_test_reports").mkdir()
-    (tmp_path / "something_else").mkdir()
+    for name in ("single-gpu_models_bert_test_reports", "utils_test_reports", "something_else"):  # of no known job
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     found = notification_service.retrieve_available_artifacts()
     assert {name: [path["gpu"] for path in artifact.paths] for name, artifact in found.items()} == {
         "run_models_gpu_models_bert_test_reports": ["multi", "single"],
         "run_kernels_gpu_test_reports": [None],
+        "models_bert_test_reports": ["single"],
+        "utils_test_reports": [None],
     }
     assert all(Path(path["path"]).is_dir() for artifact in found.values() for path in artifact.paths)
 

@@ -231,6 +231,14 @@ def test_a_folder_without_artifacts_is_named(green: Step) -> None:
     assert "[INCOMPLETE] models_never_ran: no artifact on any device" in green.texts[2]
 
 
+def test_a_run_id_that_is_none_is_not_believed(
+    green: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREV_WORKFLOW_RUN_ID", "latest")
+    assert green.run() == 0
+    assert "PREV_WORKFLOW_RUN_ID: 'latest' is no run id" in caplog.text
+
+
 @pytest.mark.parametrize("matrix", ["", "[]", "[['models/m00000'", "not a list"])
 def test_a_matrix_that_says_nothing_does_not_cost_the_report(green: Step, matrix: str) -> None:
     assert green.run(matrix) == 0
@@ -304,16 +312,18 @@ def test_the_command_starts_without_what_it_does_not_need() -> None:
         ("[['models/bert'], ['trainer', 'utils']]", ["models/bert", "trainer", "utils"]),
         ("('a', ['b', ('c',)])", ["a", "b", "c"]),
         ('"models_bert"', ["models_bert"]),
+        ("models_bert", ["models_bert"]),  # as a shell leaves "${{ toJson(…) }}"
+        ("[\n  models/bert,\n  [trainer]\n]", ["models/bert", "trainer"]),
         ("", []),
         ("[[], [' ']]", []),
         ("[1, null, {}]".replace("null", "None"), []),
     ],
 )
-def test_a_matrix_is_json_or_a_list_as_python_prints_it(argument: str, folders: list[str]) -> None:
+def test_a_matrix_is_json_or_a_list_as_python_or_a_shell_prints_it(argument: str, folders: list[str]) -> None:
     assert parse_matrix(argument) == folders
 
 
-@pytest.mark.parametrize("argument", ["[", "models/bert", "__import__('os')", "[" * 100_000])
+@pytest.mark.parametrize("argument", ["[", "[models/bert", "a list", "__import__('os')", "[" * 100_000])
 def test_a_matrix_that_is_neither_is_refused(argument: str) -> None:
     with pytest.raises(ValueError, match="neither JSON nor a list"):
         parse_matrix(argument)
