@@ -20,6 +20,7 @@ from ci_pipeline.publish.slack_classic import Block, ClassicReport, Compared, Wh
 from ci_pipeline.publish.thread import SlackMessage
 from ci_pipeline.reports.artifacts import parse_artifact_name
 from ci_pipeline.reports.closing_line import parse_closing_line
+from ci_pipeline.reports.pytest_folder import without_colours
 from ci_pipeline.reports.traces import crash_lines
 from ci_pipeline.workflow_step import Step, workflow_step
 
@@ -47,6 +48,9 @@ NON_MODEL_TEST_MODULES = list(PROFILE.non_model_test_modules)
 Artifacts = Mapping[str, Mapping[str, str]]
 """Texts of files by artifact and name: `{"ci_results_run_models_gpu": {"model_results.json": "{…}"}}`."""
 
+Earlier = tuple[int | str | None, Artifacts | None]
+"""An earlier run: its id, and its artifacts."""
+
 
 class Message:
     """A report from job results, and its way to Slack: the environment says with what token and to which channel.
@@ -68,8 +72,8 @@ class Message:
         model_results: Mapping[str, JobResult],
         additional_results: Mapping[str, JobResult],
         selected_warnings: Sequence[str] | None = None,
-        prev_ci_artifacts: tuple[int | str, Artifacts] | None = None,
-        other_ci_artifacts: Iterable[tuple[int | str, Artifacts]] | None = None,
+        prev_ci_artifacts: Earlier | None = None,
+        other_ci_artifacts: Iterable[Earlier] | None = None,
     ) -> None:
         self.title = title
         self.ci_title = ci_title
@@ -144,7 +148,7 @@ class Message:
 
     def get_new_model_failure_blocks(
         self,
-        prev_ci_artifacts: tuple[int | str, Artifacts] | Artifacts,
+        prev_ci_artifacts: Earlier | Artifacts | None,
         with_header: bool = True,
         to_truncate: bool = True,
     ) -> list[Block]:
@@ -153,7 +157,7 @@ class Message:
         `to_truncate=False` lists all of them, as text for a file.
         """
         new = self._compared(prev_ci_artifacts, "previous run")
-        if not new.failures:
+        if new is None or not new.failures:
             return []
         listed = slack_classic.section(self._report.failure_list(new.failures))
         if not to_truncate:
@@ -176,22 +180,25 @@ class Message:
             additional_results=self.additional_results,
             run_url=self._step.run_url,
             warnings=self.selected_warnings,
-            new_failures=self._compared(self.prev_ci_artifacts, "previous run") if self.prev_ci_artifacts else None,
-            unique_failures=[self._compared(other, "run") for other in self.other_ci_artifacts],
+            new_failures=self._compared(self.prev_ci_artifacts, "previous run"),
+            unique_failures=[new for other in self.other_ci_artifacts if (new := self._compared(other, "run"))],
         )
 
-    def _compared(self, earlier: tuple[int | str, Artifacts] | Artifacts, label: str) -> Compared:
-        run_id, artifacts = (0, earlier) if isinstance(earlier, Mapping) else earlier
-        known = _failures_in(artifacts)
+    def _compared(self, earlier: Earlier | Artifacts | None, label: str) -> Compared | None:
+        """The failures that an earlier run did not have; None where nothing is known of it."""
+        run_id, artifacts = (0, earlier) if isinstance(earlier, Mapping) else earlier or (0, None)
+        known = _failures_in(artifacts or {})
+        if known is None:
+            return None
         now = hub_files.failures_of({**self.model_results, **self.additional_results})
         new = slack_classic.in_order((where for where in now if where not in known), self._step.profile)
-        return Compared(int(run_id), label, new)
+        return Compared(int(run_id or 0), label, new)
 
 
-def _failures_in(artifacts: Artifacts) -> set[Where]:
-    """The failing tests that the results files of artifacts name."""
+def _failures_in(artifacts: Artifacts) -> set[Where] | None:
+    """The failing tests that the results files of artifacts name; None where there are no results."""
     tests = {name: test for test, name in test_to_result_name.items()}
-    known: set[Where] = set()
+    known: set[Where] | None = None
     for files in artifacts.values():
         for name, text in files.items():
             result_name, is_results, _ = name.removesuffix(".json").rpartition("_results")
@@ -201,6 +208,7 @@ def _failures_in(artifacts: Artifacts) -> set[Where]:
                 continue
             if isinstance(results, dict):
                 test = tests.get(result_name, result_name)
+                known = known or set()
                 known |= {(entry or test, device, line) for entry, device, line in hub_files.failures_of(results)}
     return known
 
@@ -215,7 +223,7 @@ def handle_test_results(test_results: str) -> tuple[int, int, int, int, str]:
 
     All zero and "" where there is no closing line.
     """
-    counts = parse_closing_line(test_results.encode())
+    counts = parse_closing_line(without_colours(test_results.encode(errors="replace")))
     if counts is None:
         return 0, 0, 0, 0, ""
     return counts.failed, counts.errors, counts.passed, counts.skipped, f"{counts.seconds:.2f}s"
@@ -223,7 +231,7 @@ def handle_test_results(test_results: str) -> tuple[int, int, int, int, str]:
 
 def handle_stacktraces(test_results: str) -> list[str]:
     """Where and why each test failed, from `failures_line`: `(line 42)  ValueError: text`."""
-    crashes = crash_lines(test_results.encode())
+    crashes = crash_lines(without_colours(test_results.encode(errors="replace")))
     return [f"(line {crash.line.decode()})  {crash.text.decode(errors='replace')}" for crash in crashes]
 
 

@@ -212,6 +212,19 @@ def test_example_7_new_failures_for_slack_and_for_a_file(services: RecordedServi
     assert message.get_new_model_failure_blocks(known) == []
 
 
+@pytest.mark.parametrize("nothing", [None, (None, None), (1, {}), (1, {"ci_results_run_models_gpu": {"a.txt": "b"}})])
+def test_without_an_earlier_result_no_failure_is_called_new(nothing: Any) -> None:
+    message = notification_service.Message("title", "", failing(OLD), {}, None, nothing, [nothing] if nothing else None)
+    assert message.get_new_model_failure_blocks(nothing) == []
+    assert "new failed tests" not in message.payload
+    assert "unique" not in message.payload
+
+
+def test_the_totals_of_a_coloured_line_are_read() -> None:
+    line = "\x1b[31m=== \x1b[31m\x1b[1m1 failed\x1b[0m, \x1b[32m3 passed\x1b[0m\x1b[31m in 2.04s\x1b[0m ===\x1b[0m"
+    assert notification_service.handle_test_results(line) == (1, 0, 3, 0, "2.04s")
+
+
 def test_the_blocks_of_a_reply() -> None:
     message = notification_service.Message("title", "", {}, {})
     result: Any = {"job_link": {"single": "https://github.com/j"}}
@@ -219,6 +232,7 @@ def test_the_blocks_of_a_reply() -> None:
     found = message.get_reply_blocks("models_bert", result, failures, "single", text="*1*")
     assert [block["text"]["text"] for block in found] == ["MODELS_BERT (SINGLE-GPU)", "*1*", "*a*\n_b_\n\n"]
     assert message.get_reply_blocks("Examples", result, failures, None, text="1")[0]["text"]["text"] == "EXAMPLES"
+    assert len(message.get_reply_blocks("Examples", result, [], None, text="")) == 1, "Slack refuses empty sections"
 
 
 def test_a_reply_needs_a_message(services: RecordedServices) -> None:

@@ -434,11 +434,12 @@ class ClassicReport:
         heading = name if _device(device) == NO_DEVICE else f"{name} ({device}-gpu)"
         job_link = result.get("job_link", {}).get(_device(device), "")
         entries = entries_that_fit(failure_entry(failure["line"], failure["trace"]) for failure in failures)
-        return [
+        blocks = [
             header(heading.upper(), emoji=True),
             section(text, button("GitHub Action job", job_link, emoji=True)),
             section(entries),
         ]
+        return [block for block in blocks if block["text"]["text"]]  # Slack refuses a section without text
 
 
 def error_message(

@@ -41,8 +41,7 @@ class _Folder:
         except OSError as error:
             self.problems.append(f"{name}.txt cannot be read: {error.strerror}")
             return b""
-        if b"\x1b" in text:
-            text = _ANSI.sub(b"", text)
+        text = without_colours(text)
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n")
         if needed and (not text or text.isspace()):
@@ -65,6 +64,10 @@ class _Folder:
         """Note where pytest's closing line and its summary do not agree."""
         if counted is not None and counted != len(entries):
             self.problems.append(f"pytest counted {counted} {word}, summary_short.txt lists {len(entries)}")
+
+
+def without_colours(text: bytes) -> bytes:
+    return _ANSI.sub(b"", text) if b"\x1b" in text else text
 
 
 def read_pytest_folder(
