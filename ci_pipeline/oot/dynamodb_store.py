@@ -146,6 +146,8 @@ class DynamoDBStore:
                 self._client.transact_write_items(TransactItems=[{"Put": put}, {"Update": self._update(record, fill)}])
             except self._client.exceptions.TransactionCanceledException as error:
                 codes = [reason.get("Code") for reason in error.response["CancellationReasons"]]
+                if "ValidationError" in codes:  # an item that is too large stays so
+                    raise
                 if codes != ["None", "ConditionalCheckFailed"]:
                     raise _Changed from error
             else:
@@ -158,8 +160,10 @@ class DynamoDBStore:
                 self._client.update_item(**self._update(record))
             except self._client.exceptions.ConditionalCheckFailedException:
                 self._client.update_item(**self._update(record, fill=True))
+            except self._client.exceptions.TransactionConflictException as error:
+                raise _Changed from error
 
-        return self._submit(work)
+        return self._submit(lambda: _until_unchanged(work))
 
     def close_job(self, seen: Change, record: Record) -> Future[bool]:
         update = self._update(record)
