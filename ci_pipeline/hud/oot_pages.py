@@ -16,6 +16,7 @@ from ci_pipeline.hud.oot_backends import (
     FAIR_RATE,
     GOOD_RATE,
     BackendPage,
+    Cell,
     Days,
     Job,
     JobDetails,
@@ -53,7 +54,14 @@ def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
     router = APIRouter(tags=["out-of-tree"])
     backends = OotBackends(services, CiRuns(services))
     environment: Any = pages.env
-    environment.globals |= {"states": STATES, "tally_text": tally_text, "trend_paths": trend_paths, "job_url": job_url}
+    environment.globals |= {
+        "states": STATES,
+        "tally_text": tally_text,
+        "cell_text": cell_text,
+        "trend_paths": trend_paths,
+        "trend_text": trend_text,
+        "job_url": job_url,
+    }
     environment.filters |= {"percent": percent, "rate_kind": rate_kind, "seconds": seconds}
 
     @router.get("/api/oot")
@@ -182,6 +190,26 @@ def tally_text(tally: Tally) -> str:
     text = f"{tally.success}/{tally.total + tally.running} passed"
     rest = {"failed": tally.failure, "timed out": tally.timed_out, "other": tally.other, "running": tally.running}
     return ", ".join([text, *(f"{count} {name}" for name, count in rest.items() if count)])
+
+
+def cell_text(cell: Cell) -> str:
+    """`timed out, 1 h 5 min, retried 2 times`."""
+    job, retries = cell.newest, len(cell.earlier)
+    text = [job.state.replace("_", " ")]
+    if job.duration:
+        text.append(seconds(job.duration))
+    if retries:
+        text.append(f"retried {retries} times" if retries > 1 else "retried")
+    return ", ".join(text)
+
+
+def trend_text(trend: Iterable[Step], of: str = "rate") -> str:
+    """A trend in words: `from 92.0 % to 81.3 %, lowest 70.0 %`."""
+    if of == "rate":
+        rates = [rate for step in trend if (rate := step.tally.pass_rate) is not None]
+        return f"from {percent(rates[0])} to {percent(rates[-1])}, lowest {percent(min(rates))}" if rates else "no jobs"
+    times = [time for step in trend if (time := step.average_duration) is not None]
+    return f"from {seconds(times[0])} to {seconds(times[-1])}, longest {seconds(max(times))}" if times else "no jobs"
 
 
 def trend_paths(trend: Iterable[Step], height: int = 20, of: str = "rate") -> list[tuple[str, str]]:

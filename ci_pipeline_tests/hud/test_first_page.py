@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from fastapi.testclient import TestClient
 
 from ci_pipeline.hud.app import create_app, is_web
 from ci_pipeline.hud.ci_runs import streaks
+from ci_pipeline.oot import replication
+from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.pipeline import Services, process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.sample import build, install
+from ci_pipeline.sample import oot as callbacks
 from ci_pipeline.settings import Settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
 
@@ -50,6 +54,10 @@ def client(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedde
     services = Services(settings, profile)
     for ci_run in services.source.runs_after(None).runs:
         process_run(ci_run, services, post=False)
+    with closing(SqliteStore(home / "oot.sqlite")) as store:
+        callbacks.feed(store, profile.repository)
+        assert services.warehouse
+        replication.replicate_all(store, services.warehouse)
     return TestClient(create_app(settings, profile), base_url="http://127.0.0.1")
 
 
@@ -152,6 +160,16 @@ def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
     assert every.count("✓ passed") == 4
     assert latest.index("✗ failed") < latest.index("✓ passed")  # where it fails comes first
     assert f"run {AMD}" in latest
+
+
+def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:
+    found = client.get("/api/pr/4242").json()
+    assert {AMD, SECOND} <= {run["run"]["run_id"] for run in found["runs"]}
+    assert len(found["backends"]) == 3
+    page = text(client.get("/pr/4242").text)
+    assert re.search(r"In-tree CI .*AMD CI #417 ✗ \d+ failing ◐ incomplete", page)
+    assert re.search(r"Out-of-Tree Backends \S \d+/\d+ passed", page)
+    assert "by ada" in page
 
 
 def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:

@@ -212,7 +212,7 @@ def test_a_new_run_counts_over_the_retries_of_an_old_one(warehouse: Client, clie
 
 def test_a_red_cell_opens_its_failed_tests(sampled: TestClient) -> None:
     page = sampled.get(f"/oot/{CINDER}?job=test&days=30&view=nightlies").text
-    links = re.findall(r'class="bad" href="([^"]+)" title="failure', page)
+    links = re.findall(r'class="bad" href="([^"]+)" aria-label="failure', page)
     assert links
     details = " ".join(text(sampled.get(link).text) for link in links)
     assert "TestOps.test_matmul_float16" in details
@@ -237,7 +237,7 @@ def test_filters_find_commits_with_such_a_job(warehouse: Client, client: TestCli
     assert found(conclusion="running") == {3}
     assert found(job="core", conclusion="success") == set()
     assert found(pr=2) == {2}
-    assert "no job matches" in text(client.get("/oot/org/backend?job=nothing").text)
+    assert "No job matches" in text(client.get("/oot/org/backend?job=nothing").text)
     assert "#2" in text(client.get("/oot/org/backend?pr=%232").text)
 
 
@@ -471,15 +471,18 @@ def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Cli
     assert re.search(r"^oot_arrived_timestamp_seconds 1\.\d+e\+09$", metrics, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("pages", "relay"), [(True, False), (False, True)])
-def test_pages_and_relay_can_be_served_alone(
-    tmp_path: Path, warehouse: Client, warehouse_url: str, pages: bool, relay: bool
+@pytest.mark.parametrize("alone", ["pages", "relay", "hud_api"])
+def test_pages_relay_and_hud_api_can_be_served_alone(
+    tmp_path: Path, warehouse: Client, warehouse_url: str, alone: str
 ) -> None:
     settings = load_oot_settings(CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
-    app = create_server(settings, load_profile("transformers"), pages=pages, relay=relay)
+    parts = {part: part == alone for part in ("pages", "relay", "hud_api")}
+    app = create_server(settings, load_profile("transformers"), **parts)
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        assert (client.get("/oot").status_code == 200) is pages
-        assert (client.post("/github/callback", json={}).status_code == 401) is relay
+        assert (client.get("/oot").status_code == 200) is parts["pages"]
+        assert (client.post("/github/callback", json={}).status_code == 401) is parts["relay"]
+        assert (client.post("/api/oot/results", json={}).status_code == 401) is parts["hud_api"]
+        assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == client.get("/metrics").status_code == 200
 
 
