@@ -202,8 +202,11 @@ def warehouse(host: str, port: int, path: Path | None) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=3001, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--pages/--no-pages", default=True, help="Whether the pages are served. [default: pages]")
-@click.option("--relay/--no-relay", default=True, help="Whether callbacks and results are taken. [default: relay]")
-def serve(host: str, port: int, pages: bool, relay: bool) -> None:
+@click.option("--relay/--no-relay", default=True, help="Whether callbacks and webhooks are taken. [default: relay]")
+@click.option(
+    "--hud-api/--no-hud-api", default=True, help="Whether results of relays elsewhere are taken. [default: hud-api]"
+)
+def serve(host: str, port: int, pages: bool, relay: bool, hud_api: bool) -> None:
     """Serve the pages, and out-of-tree CI's relay and HUD API.
 
     Who may report is said by CI_PIPELINE_OOT_ALLOWLIST. Prometheus finds /metrics, load balancers /readyz.
@@ -211,7 +214,7 @@ def serve(host: str, port: int, pages: bool, relay: bool) -> None:
     \b
     Examples:
       CI_PIPELINE_OOT_ALLOWLIST=allowlist.yml ci-pipeline serve
-      ci-pipeline serve --no-pages --host 0.0.0.0 --port 8080
+      ci-pipeline serve --no-pages --no-hud-api --host 0.0.0.0 --port 8080
     """
     import uvicorn
 
@@ -219,10 +222,10 @@ def serve(host: str, port: int, pages: bool, relay: bool) -> None:
     from ci_pipeline.profile import load_profile
     from ci_pipeline.settings import load_oot_settings
 
-    if not pages and not relay:
-        raise click.UsageError("--no-pages and --no-relay leave nothing to serve")
+    if not (pages or relay or hud_api):
+        raise click.UsageError("--no-pages, --no-relay and --no-hud-api leave nothing to serve")
     settings = load_oot_settings()
-    app = create_server(settings, load_profile(settings.profile), pages=pages, relay=relay)
+    app = create_server(settings, load_profile(settings.profile), pages=pages, relay=relay, hud_api=hud_api)
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

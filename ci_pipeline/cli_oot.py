@@ -40,19 +40,45 @@ def dispatch(repo: str, delivery_id: str, pr: int | None, sha: str) -> None:
     Example:
       ci-pipeline oot dispatch org/backend 2f1c7f60-… --pr 12345 --sha 1f2e3d…
     """
+    from ci_pipeline.oot import Refused
     from ci_pipeline.oot.callback_token import mint
     from ci_pipeline.oot.lifecycle import Dispatch
+    from ci_pipeline.oot.payload import check_delivery_id
     from ci_pipeline.settings import load_oot_settings
 
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise click.BadParameter(f"{repo!r} is no repository, write owner/name", param_hint="OWNER/NAME")
+    _check_repository(repo)
+    try:
+        check_delivery_id(delivery_id)
+    except Refused as refused:
+        raise click.BadParameter(refused.detail, param_hint="DELIVERY_ID") from None
     told = Dispatch(delivery_id, repo, time.time(), pr, sha)
     settings = load_oot_settings()
     with _store(settings) as store:
         store.register_dispatch(told).result()
         token = mint(told, store.signing_key().result(), settings.oot_state_days)
-    fields = {name: getattr(told, name) for name in Dispatch.__slots__}
+    fields = {name: getattr(told, name) for name in Dispatch.__slots__ if name != "told"}
     click.echo(json.dumps({**fields, "callback_token": token}, ensure_ascii=False))
+
+
+@oot.command()
+@click.argument("repo", metavar="OWNER/NAME")
+@click.argument("repository_id")
+def confirm(repo: str, repository_id: str) -> None:
+    """Say that a repository with a new id is still the same backend.
+
+    Its callbacks are refused while its name belongs to another repository than when it was first seen. The id is in
+    the refusal, and at https://api.github.com/repos/OWNER/NAME.
+
+    \b
+    Example:
+      ci-pipeline oot confirm org/backend 724712
+    """
+    from ci_pipeline.settings import load_oot_settings
+
+    _check_repository(repo)
+    with _store(load_oot_settings()) as store:
+        store.confirm_repository(repo.lower(), repository_id).result()
+    click.echo(f"{repo} is the repository {repository_id} from now on")
 
 
 @oot.command()
@@ -117,6 +143,11 @@ def create_tables() -> None:
     if settings.warehouse_url:
         _warehouse(settings)
         click.echo("The warehouse is ready")
+
+
+def _check_repository(repo: str) -> None:
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise click.BadParameter(f"{repo!r} is no repository, write owner/name", param_hint="OWNER/NAME")
 
 
 @contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
@@ -23,8 +23,7 @@ from starlette.types import ASGIApp
 from ci_pipeline.hud.ci_runs import CHANGES, CiRuns, RunPage, TestFilter, TestsPage, WarehouseUnavailable, streaks
 from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
-from ci_pipeline.hud.relay import callbacks_first, create_relay, relay_lifespan
-from ci_pipeline.hud.relay import router as relay_router
+from ci_pipeline.hud.relay import callbacks, callbacks_first, create_relay, relay_lifespan, results
 from ci_pipeline.model import CiRun
 from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
@@ -56,8 +55,14 @@ class NavigationEntry(NamedTuple):
     text: str
 
 
-def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | None = None) -> FastAPI:
-    """The application of one deployment; with `relay`, that of out-of-tree CI too.
+def create_app(
+    settings: Settings,
+    profile: Profile,
+    *,
+    relay: OotSettings | None = None,
+    routers: Sequence[APIRouter] = (callbacks, results),
+) -> FastAPI:
+    """The application of one deployment; with `relay`, that of out-of-tree CI too: these `routers` of it.
 
     Without a warehouse it starts all the same, and says what is missing.
     """
@@ -76,8 +81,8 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
     app.include_router(oot_router(services, pages))
     app.state.metrics = Metrics(services)
     app.include_router(app.state.metrics.router())
-    if relay:
-        app.include_router(relay_router)
+    for router in routers if relay else ():
+        app.include_router(router)
 
     @app.get("/", response_class=HTMLResponse)
     def index(request: Request) -> Response:
@@ -120,10 +125,6 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
     def test_history(test: str, device: str = "") -> list[dict[str, Any]]:
         return [dict(row) for row in ci_runs.test(test, device)]
 
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
     @app.exception_handler(WarehouseUnavailable)
     async def unavailable(request: Request, error: WarehouseUnavailable) -> Response:
         return _message(pages, request, 503, "No data at the moment", str(error))
@@ -137,12 +138,15 @@ def create_app(settings: Settings, profile: Profile, *, relay: OotSettings | Non
     return app
 
 
-def create_server(settings: OotSettings, profile: Profile, *, pages: bool = True, relay: bool = True) -> ASGIApp:
-    """What one address serves: the pages, out-of-tree CI's relay and HUD API, or all of it; requests are measured."""
+def create_server(
+    settings: OotSettings, profile: Profile, *, pages: bool = True, relay: bool = True, hud_api: bool = True
+) -> ASGIApp:
+    """What one address serves: the pages, out-of-tree CI's relay, its HUD API, or all of it; requests are measured."""
+    routers = [*([callbacks] if relay else []), *([results] if hud_api else [])]
     if pages:
-        app = create_app(settings, profile, relay=settings if relay else None)
+        app = create_app(settings, profile, relay=settings if routers else None, routers=routers)
     else:
-        app = create_relay(settings, profile.repository)
+        app = create_relay(settings, profile.repository, routers)
         app.state.metrics = Metrics(Services(settings, profile))
         app.include_router(app.state.metrics.router())
     return app.state.metrics.measured(callbacks_first(app) if relay else app)

@@ -1,4 +1,4 @@
-"""What Prometheus and load balancers ask: `/metrics`, `/readyz`."""
+"""What Prometheus and load balancers ask: `/metrics`, `/healthz`, `/readyz`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ class Metrics:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["operation"])
+
+        @router.get("/healthz")
+        def healthz() -> dict[str, str]:
+            return {"status": "ok"}
 
         @router.get("/readyz", responses={503: {"description": "Not able to answer; `detail` says why"}})
         def readyz(request: Request) -> Response:

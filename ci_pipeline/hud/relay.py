@@ -6,7 +6,7 @@ import hmac
 import logging
 import math
 from asyncio import wrap_future
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -70,11 +70,14 @@ def _body(model: type[Callback] | type[Results]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": resolved(schema)}}}}
 
 
-router = APIRouter(tags=["out-of-tree"])
-"""The routes; `relay_lifespan` opens what they work on."""
+callbacks = APIRouter(tags=["out-of-tree"])
+"""The relay: callbacks of jobs, webhooks of upstream. `relay_lifespan` opens what it works on."""
+
+results = APIRouter(tags=["out-of-tree"])
+"""The HUD API, for relays elsewhere; it works on the same."""
 
 
-@router.post(
+@callbacks.post(
     "/github/callback",
     dependencies=[Security(HTTPBearer(scheme_name="OIDC token", auto_error=False))],
     openapi_extra=_body(Callback),
@@ -82,7 +85,7 @@ router = APIRouter(tags=["out-of-tree"])
         {"status": {"enum": ["in_progress", "completed", "ignored", "queued"]}}, 400, 401, 403, 409, 413, 429, 503
     ),
 )
-@router.post("/github/callback/", include_in_schema=False)
+@callbacks.post("/github/callback/", include_in_schema=False)
 async def github_callback(request: Request) -> Response:
     """A downstream job began or ended. `Authorization: Bearer <OIDC token>` says which repository's."""
     relay: Relay = request.app.state.relay
@@ -94,7 +97,7 @@ async def github_callback(request: Request) -> Response:
     return await _answer(request, take)
 
 
-@router.post(
+@results.post(
     "/api/oot/results",
     dependencies=[Security(APIKeyHeader(name="X-OOT-Relay-Token", scheme_name="Relay token", auto_error=False))],
     openapi_extra=_body(Results),
@@ -110,15 +113,15 @@ async def oot_results(request: Request) -> Response:
         return _refusal(Refused(401, "X-OOT-Relay-Token is not right"))
 
     async def take(body: bytes) -> dict[str, Any]:
-        results = read_results(body)
-        fields = record.flatten(results.trusted, results.untrusted.callback_payload, relay.upstream)
+        sent = read_results(body)
+        fields = record.flatten(sent.trusted, sent.untrusted.callback_payload, relay.upstream)
         await wrap_future(relay.store.write(fields))
         return {"ok": True, "status": fields["status"], "dynamoKey": fields["dynamoKey"]}
 
     return await _answer(request, take)
 
 
-@router.post(
+@callbacks.post(
     "/github/webhook",
     dependencies=[Security(APIKeyHeader(name="X-Hub-Signature-256", scheme_name="Signature", auto_error=False))],
     openapi_extra={
@@ -220,21 +223,22 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 @asynccontextmanager
 async def relay_lifespan(app: FastAPI, settings: OotSettings, upstream: str) -> AsyncGenerator[None]:
-    """Open the relay for an application that includes `router`, and close it with it."""
+    """Open the relay for an application that includes its routers, and close it with it."""
     with open_relay(settings, upstream) as relay:
         app.state.relay, app.state.oot_settings = relay, settings
         yield
 
 
-def create_relay(settings: OotSettings, upstream: str) -> FastAPI:
-    """The relay alone, without pages."""
+def create_relay(settings: OotSettings, upstream: str, routers: Sequence[APIRouter] = (callbacks, results)) -> FastAPI:
+    """The relay and the HUD API, without pages."""
     app = FastAPI(
         title="Out-of-tree CI relay",
         lifespan=lambda app: relay_lifespan(app, settings, upstream),
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(router)
+    for router in routers:
+        app.include_router(router)
     return app
 
 

@@ -73,8 +73,8 @@ class Relay:
         if known != identity.repository_id:
             raise Refused(
                 401,
-                f"{identity.repo} has the id {identity.repository_id} and had {known}:"
-                " an operator must confirm that it is still the same backend",
+                f"{identity.repo} has the id {identity.repository_id} and had {known}: an operator must confirm that it"
+                " is still the same backend (ci-pipeline oot confirm)",
             )
 
     async def _take(self, repo: str, level: Level, callback: Callback | Refused, body: bytes, now: float) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def oot(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["oot", *arguments])
 
 
-@pytest.mark.parametrize("command", ["dispatch", "export", "replay", "create-tables"])
+@pytest.mark.parametrize("command", ["dispatch", "confirm", "export", "replay", "create-tables"])
 def test_every_command_has_help(command: str) -> None:
     assert command in oot("--help").output
     assert "Usage: " in oot(command, "--help").output
@@ -58,6 +59,20 @@ def test_what_is_no_repository_cannot_be_dispatched_to() -> None:
     result = oot("dispatch", "backend", "delivery-1")
     assert result.exit_code == 2
     assert "write owner/name" in result.output
+
+
+def test_a_delivery_that_no_callback_could_name_is_not_dispatched() -> None:
+    result = oot("dispatch", "org/backend", "a/b")
+    assert result.exit_code == 2
+    assert "the delivery's id must be" in result.output
+
+
+def test_an_operator_confirms_a_repository_with_a_new_id(home: Path) -> None:
+    with closing(SqliteStore(home / "oot.sqlite")) as store:
+        assert store.repository_id("org/backend", "1").result() == "1"
+    assert oot("confirm", "Org/Backend", "2").exit_code == 0
+    with closing(SqliteStore(home / "oot.sqlite")) as store:
+        assert store.repository_id("org/backend", "2").result() == "2"
 
 
 def test_export_prints_each_job_as_one_line_of_json(home: Path) -> None:

@@ -83,7 +83,9 @@ def url(settings: OotSettings, warehouse: Any, warehouse_url: str) -> Iterator[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True], ids=["a stranger", "somebody who may"])
-def test_every_answer_is_as_described_and_none_is_a_server_error(url: str, issuer: OidcServer, known: bool) -> None:
+def test_every_answer_is_as_described_and_none_is_a_server_error(
+    url: str, issuer: OidcServer, known: bool, tmp_path: Path
+) -> None:
     headers = {
         "Authorization": f"Bearer {issuer.token()}",
         "X-OOT-Relay-Token": "relay-token-1",
@@ -92,5 +94,5 @@ def test_every_answer_is_as_described_and_none_is_a_server_error(url: str, issue
     credentials = [part for name, value in headers.items() for part in ("--header", f"{name}: {value}") if known]
     fuzz = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", *credentials]
     options = ["--phases=coverage,fuzzing", "--max-examples=8", "--generation-deterministic", "--no-color"]
-    found = subprocess.run([*fuzz, *options], capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run([*fuzz, *options], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert found.returncode == 0, found.stdout
