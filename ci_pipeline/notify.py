@@ -198,7 +198,7 @@ def ci_run(step: Step, source: GitHubSource) -> CiRun:
 
 
 def _int(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0
 
 
 def ci_jobs(run: CiRun, source: GitHubSource) -> tuple[Sequence[CiJob], list[Problem]]:
@@ -220,9 +220,9 @@ def ci_title(step: Step, source: GitHubSource) -> str:
         return link(url, f"commit: {sha}") if sha else ""
     people: list[str] = []
     try:
-        if numbers := re.findall(r"\(#(\d+)\)", title):
-            url = f"{step.web_url}/pull/{numbers[-1]}"
-            author, merged_by = source.pull_request(int(numbers[-1]))
+        if found := re.search(r"\(#([0-9]{1,9})\)$", title):  # as GitHub merges; inside of a title it may be any other
+            url = f"{step.web_url}/pull/{found[1]}"
+            author, merged_by = source.pull_request(int(found[1]))
         else:
             author, merged_by = source.commit_author(sha) if sha else None, None
         people = [f"{did}: GH_{who}" for did, who in (("Author", author), ("Merged by", merged_by)) if who]

@@ -231,6 +231,21 @@ def test_a_folder_without_artifacts_is_named(green: Step) -> None:
     assert "[INCOMPLETE] models_never_ran: no artifact on any device" in green.texts[2]
 
 
+@pytest.mark.parametrize(
+    ("title", "page"),
+    [
+        ("Fix a < b (#42)", "pull/42|Fix a &lt; b (#42)"),
+        ('Revert "Fix (#41)" (#42)\n\nand (#43)', 'pull/42|Revert "Fix (#41)" (#42)'),
+        ("Prepare for (#42) | again", "commit/abc|Prepare for (#42) | again"),
+        ("Fix (#\u0663)", "commit/abc|Fix (#\u0663)"),
+    ],
+)
+def test_the_title_leads_to_the_pull_request_that_was_merged(green: Step, title: str, page: str) -> None:
+    green.setenv(CI_TITLE=title, CI_SHA="abc")
+    assert green.run() == 0
+    assert green.texts[1] == f"<https://github.com/huggingface/transformers/{page}>"
+
+
 def test_a_run_id_that_is_none_is_not_believed(
     green: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
