@@ -346,7 +346,7 @@ def _reference_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None
 def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Path, earlier: Earlier) -> EarlierRun:
     """What the artifact of an earlier run's own report says."""
     name = hub_files.results_folder(step.test_job)
-    folder = source.artifact(run.run_id, name, scratch / str(run.run_id))
+    folder = source.artifact(run.run_id, name, Path(tempfile.mkdtemp(dir=scratch)))
     try:
         results = hub_files.read_results(folder, step.job.result_name)
     except hub_files.NoResults as error:

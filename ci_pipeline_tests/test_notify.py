@@ -231,6 +231,16 @@ def test_a_folder_without_artifacts_is_named(green: Step) -> None:
     assert "[INCOMPLETE] models_never_ran: no artifact on any device" in green.texts[2]
 
 
+def test_one_run_may_be_both_the_previous_and_the_other_one(step: Step) -> None:
+    assert step.run() == 0
+    previous = next(text for text in step.texts if "compared to previous run" in text).rpartition("|")[2][:-2]
+    step.services.messages.clear()
+    step.setenv(PREV_WORKFLOW_RUN_ID=previous, OTHER_WORKFLOW_RUN_ID=previous)
+    assert step.run() == 0
+    assert [text.partition(" (")[0] for text in step.texts if "not known" in text] == []
+    assert [f"|{previous}>)" in text for text in step.texts if "compared to" in text] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("title", "page"),
     [
