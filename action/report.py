@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,6 +27,9 @@ from pathlib import Path
 MOST_TESTS = 1000
 MESSAGE_BYTES = 1024
 STACKTRACE_BYTES = 4096
+PAUSES = (1, 3)  # seconds before the relay is asked again
+LOOPBACK = (("http", "127.0.0.1"), ("http", "localhost"))
+AGAIN = (429, 500, 502, 503, 504)
 
 
 class ReportError(Exception):
@@ -231,14 +235,27 @@ def send(url, message, timeout):
     data = json.dumps(message).encode()
     headers = {"Authorization": "Bearer " + token(timeout), "Content-Type": "application/json"}
     request = urllib.request.Request(url, data=data, headers=headers, method="POST")
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    end = time.monotonic() + timeout
+    for pause in PAUSES:
+        try:
+            return post(request, end)
+        except OSError as error:  # HTTPError is one
+            if getattr(error, "code", 503) not in AGAIN or time.monotonic() + pause >= end:
+                raise
+        time.sleep(pause)
+    return post(request, end)
+
+
+def post(request, end):
+    with urllib.request.urlopen(request, timeout=max(0.1, end - time.monotonic())) as answer:
         return answer.read().decode("utf-8", "replace")
 
 
 def main():
     url = setting("CALLBACK_URL")
     try:
-        if not url.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "https" and (parts.scheme, parts.hostname) not in LOOPBACK:
             raise ReportError(f"OOT_CALLBACK_URL must be an https address, not {url!r}")
         print(send(url, body(), float(setting("TIMEOUT", "20"))))
         return 0

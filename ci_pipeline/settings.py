@@ -107,7 +107,8 @@ class BuildkitePipeline(BaseModel):
 
 
 class OidcIssuer(BaseModel):
-    """Whose tokens are believed. `pipelines`: by `organization/pipeline`, for Buildkite."""
+    """Whose tokens are believed. `jwks_uri` may be a file:// address; `pipelines`: by `organization/pipeline`, for
+    Buildkite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -121,6 +122,8 @@ class OidcIssuer(BaseModel):
     def _safe(cls, url: str, info: ValidationInfo) -> str:
         url = url or f"{info.data.get('issuer', '')}/.well-known/jwks"
         parts = urlsplit(url)
+        if info.field_name == "jwks_uri" and parts.scheme == "file":
+            return url
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
             raise ValueError(f"{url!r} must be an https address (http only on loopback)")
         return url
@@ -161,6 +164,13 @@ class OotSettings(Settings):
     github_app_id: str = Field("", validation_alias=_env("GITHUB_APP_ID"))
     github_app_private_key: SecretStr | None = Field(None, validation_alias=_env("GITHUB_APP_PRIVATE_KEY"))
     github_webhook_secret: SecretStr | None = Field(None, validation_alias=_env("GITHUB_WEBHOOK_SECRET"))
+
+    @field_validator("hud_url")
+    @classmethod
+    def _web(cls, url: str) -> str:
+        if url and not (url.startswith(("http://", "https://")) and urlsplit(url).netloc):
+            raise ValueError("must be an http(s) address")
+        return url
 
     @field_validator("oidc_issuers", mode="before")
     @classmethod

@@ -69,7 +69,7 @@ def create_app(
     app = FastAPI(
         title="ci_pipeline",
         responses={404: {"description": "There is none"}, 503: {"description": "No data at the moment"}},
-        lifespan=(lambda app: relay_lifespan(app, relay, profile.repository)) if relay else None,
+        lifespan=relay_lifespan(relay, profile.repository) if relay else None,
         docs_url=None,
         redoc_url=None,
     )
@@ -147,7 +147,7 @@ def create_server(
         app = create_app(settings, profile, relay=settings if routers else None, routers=routers)
     else:
         app = create_relay(settings, profile.repository, routers)
-        app.state.metrics = Metrics(Services(settings, profile))
+        app.state.metrics = Metrics(Services(settings, profile), pages=False)
         app.include_router(app.state.metrics.router())
     return app.state.metrics.measured(callbacks_first(app) if relay else app)
 

@@ -28,7 +28,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 1
 class Metrics:
     """The metrics of one application: what it took, and what is to be seen in warehouse and relay when it is asked."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, *, pages: bool = True) -> None:
         self.registry = CollectorRegistry()
         labels = ("path", "status")
         self._requests = Counter("oot_requests", "Requests by answer", labels, registry=self.registry)
@@ -36,6 +36,7 @@ class Metrics:
             "oot_request_seconds", "Time to the answer", ("path",), buckets=_BUCKETS, registry=self.registry
         )
         self._services = services
+        self._pages = pages
 
     def measured(self, app: ASGIApp) -> ASGIApp:
         """The application, with the requests of other people's CI counted and timed."""
@@ -71,10 +72,11 @@ class Metrics:
 
         @router.get("/readyz", responses={503: {"description": "Not able to answer; `detail` says why"}})
         def readyz(request: Request) -> Response:
-            """Whether the warehouse and, where there is a relay, its store answer."""
+            """Whether the warehouse, for pages, and the store, for a relay, answer."""
             try:
-                with warehouse(self._services) as client:
-                    oot.arrived(client)
+                if self._pages:
+                    with warehouse(self._services) as client:
+                        oot.arrived(client)
                 if relay := _relay(request.app):
                     relay.store.record("")
             except (WarehouseUnavailable, StoreUnavailable) as error:

@@ -7,7 +7,7 @@ import logging
 import math
 from asyncio import wrap_future
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -221,19 +221,29 @@ async def _read_body(request: Request, limit: int) -> bytes:
     raise Refused(413, f"the body is larger than {limit} bytes")
 
 
-@asynccontextmanager
-async def relay_lifespan(app: FastAPI, settings: OotSettings, upstream: str) -> AsyncGenerator[None]:
-    """Open the relay for an application that includes its routers, and close it with it."""
-    with open_relay(settings, upstream) as relay:
-        app.state.relay, app.state.oot_settings = relay, settings
-        yield
+def relay_lifespan(settings: OotSettings, upstream: str) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Open the relay for an application that includes its routers, and close it with it.
+
+    Raises:
+        SettingsError, StoreUnavailable: at once, before a server starts.
+    """
+    opened = ExitStack()
+    relay = opened.enter_context(open_relay(settings, upstream))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        with opened:
+            app.state.relay, app.state.oot_settings = relay, settings
+            yield
+
+    return lifespan
 
 
 def create_relay(settings: OotSettings, upstream: str, routers: Sequence[APIRouter] = (callbacks, results)) -> FastAPI:
     """The relay and the HUD API, without pages."""
     app = FastAPI(
         title="Out-of-tree CI relay",
-        lifespan=lambda app: relay_lifespan(app, settings, upstream),
+        lifespan=relay_lifespan(settings, upstream),
         docs_url=None,
         redoc_url=None,
     )

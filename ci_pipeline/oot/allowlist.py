@@ -162,8 +162,10 @@ def read_allowlist(location: str) -> Allowlist:
         if len(data) > _MAX_BYTES:
             raise AllowlistError(f"{location}: larger than {_MAX_BYTES} bytes")
         return parse_allowlist(data.decode(), location)
+    except httpx2.HTTPStatusError as error:
+        raise AllowlistError(f"{location}: the answer is {error.response.status_code}") from None
     except (OSError, httpx2.HTTPError, UnicodeDecodeError) as error:
-        raise AllowlistError(f"{location}: {error}") from None
+        raise AllowlistError(f"{location}: {getattr(error, 'strerror', None) or error}") from None
 
 
 class AllowlistCache:

@@ -371,9 +371,12 @@ class DynamoDBStore:
 def _unavailable() -> Generator[None]:
     try:
         yield
-    except (ClientError, BotoCoreError) as error:
-        log.error("DynamoDB: %s", error)
-        raise StoreUnavailable(str(error)) from error
+    except ClientError as error:
+        if error.response["Error"].get("Code") == "ResourceNotFoundException":
+            raise StoreUnavailable("DynamoDB has no such table: `ci-pipeline oot create-tables` makes it") from error
+        raise StoreUnavailable(f"DynamoDB: {error}") from error
+    except BotoCoreError as error:
+        raise StoreUnavailable(f"DynamoDB: {error}") from error
 
 
 def _until_unchanged(work: Callable[[], T]) -> T:

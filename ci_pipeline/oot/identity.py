@@ -9,7 +9,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import httpx2
 import jwt
@@ -75,10 +78,8 @@ class KeySet:
     async def _fetch(self) -> None:
         now = self._clock()
         try:
-            async with httpx2.AsyncClient(timeout=5.0) as client:
-                response = await client.get(self.uri)
-            keys = _rsa_keys(response.raise_for_status().json())
-        except (httpx2.HTTPError, ValueError) as error:
+            keys = _rsa_keys(json.loads(await self._read()))
+        except (httpx2.HTTPError, OSError, ValueError, RecursionError) as error:
             self._failure = str(error) or type(error).__name__
             self._next_fetch = now + (REFETCH_SECONDS if self._keys else 5.0)
             log.warning("Keys of %s not fetched, the last good copy stays: %s", self.uri, self._failure)
@@ -86,6 +87,12 @@ class KeySet:
         # The first fetch is not a second one: a key rotated right after it is found at once.
         self._next_fetch = now + REFETCH_SECONDS if self._keys else now
         self._keys, self._fresh_until, self._failure = keys, now + FRESH_SECONDS, ""
+
+    async def _read(self) -> bytes:
+        if self.uri.startswith("file://"):
+            return Path(url2pathname(urlsplit(self.uri).path)).read_bytes()
+        async with httpx2.AsyncClient(timeout=5.0) as client:
+            return (await client.get(self.uri)).raise_for_status().content
 
 
 def _rsa_keys(jwks: Any) -> dict[str, Any]:

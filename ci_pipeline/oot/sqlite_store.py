@@ -53,18 +53,19 @@ class SqliteStore:
     def __init__(self, path: str | Path, state_days: float = 3.0) -> None:
         self.path = Path(path)
         self._state_seconds = state_days * 86400
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._open = threading.Lock()
         self._closed = False
-        self.path.touch(0o600)  # the signing key is in there
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(0o600)  # the signing key is in there
             connection = self._connect()
             connection.executescript(_SCHEMA)
             _add_columns(connection)
             self._reader = self._connect()
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"{self.path}: {error}") from error
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StoreUnavailable(f"the store cannot be opened at {self.path}: {reason}") from error
         self._writer = threading.Thread(target=self._write_loop, args=(connection,), name="oot-store", daemon=True)
         self._writer.start()
 

@@ -153,7 +153,7 @@ def open_store(url: str, state_days: float = 3.0) -> Store:
     Raises:
         SettingsError: the address is neither.
     """
-    if url.startswith("sqlite:///"):
+    if url.startswith("sqlite:///") and url != "sqlite:///":
         from ci_pipeline.oot.sqlite_store import SqliteStore
 
         return SqliteStore(url.removeprefix("sqlite:///"), state_days)

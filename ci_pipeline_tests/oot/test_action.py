@@ -149,6 +149,7 @@ def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay:
     [
         ({"CALLBACK_URL": "http://127.0.0.1:9/github/callback"}, "could not be told"),
         ({"CALLBACK_URL": "http://relay.example/github/callback"}, "https"),
+        ({"CALLBACK_URL": "http://127.0.0.1.relay.example/github/callback"}, "https"),
         ({"STATUS": "done"}, "in_progress or completed"),
         ({"STATUS": "completed"}, "OOT_CONCLUSION"),
         ({"STATUS": "completed", "CONCLUSION": "success"}, "409"),
@@ -162,6 +163,29 @@ def test_what_goes_wrong_fails_the_job_only_if_asked(job: dict[str, str], wrong:
     assert quiet.stderr.startswith("::warning::")
     assert quiet.stderr.count("\n") == 1
     assert report(job, **{"STATUS": "in_progress", "FAIL_ON_ERROR": "true", **wrong}).returncode == 1
+
+
+class BusyRelay(Server):
+    def handle(self, request: Request) -> Response:
+        return Response(body={"ok": True, "status": "in_progress"})
+
+
+def test_a_relay_that_is_down_for_a_moment_is_told_the_same_again(job: dict[str, str]):
+    with BusyRelay() as busy:
+        busy.fail("/github/callback", status=503, times=2)
+        done = report(job, STATUS="in_progress", CALLBACK_URL=f"{busy.url}/github/callback")
+        assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
+        assert len({request.body for request in busy.requests}) == 1
+        assert len(busy.requests) == 3
+
+
+def test_a_relay_that_hangs_costs_the_time_that_was_given_and_no_more(job: dict[str, str]):
+    with BusyRelay() as busy:
+        busy.fail("/github/callback", delay=5.0, times=3)
+        began = time.monotonic()
+        done = report(job, STATUS="in_progress", CALLBACK_URL=f"{busy.url}/github/callback", TIMEOUT="1")
+        assert (done.returncode, "could not be told" in done.stderr) == (0, True)
+        assert time.monotonic() - began < 4
 
 
 def test_every_input_of_the_action_reaches_the_script():

@@ -10,8 +10,10 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -75,6 +77,15 @@ def of_another_key(issuer: OidcServer, **headers: Any) -> str:
 
 def test_a_token_speaks_for_its_repository(issuer: OidcServer):
     assert identity(verifier(issuer), issuer.token("org/backend", repository_id="42")) == Identity("org/backend", "42")
+
+
+def test_the_keys_of_an_issuer_may_be_in_a_file(issuer: OidcServer, tmp_path: Path):
+    jwks = tmp_path / "jwks with a blank.json"
+    jwks.write_bytes(httpx2.get(f"{issuer.url}/.well-known/jwks").content)
+    of_file = OidcIssuer(issuer=issuer.url, jwks_uri=jwks.as_uri())
+    assert identity(Verifier([of_file], AUDIENCE), issuer.token()).repo == "org/backend"
+    nowhere = OidcIssuer(issuer=issuer.url, jwks_uri="file:///nowhere/jwks.json")
+    assert refusal(Verifier([nowhere], AUDIENCE), issuer.token()).status == 503
 
 
 def test_the_scheme_minds_no_case(issuer: OidcServer):

@@ -369,6 +369,7 @@ def test_the_routes_are_documented_and_their_schemas_complete(client: TestClient
         ("CI_PIPELINE_OIDC_ISSUERS", '[{"issuer": "https://a", "jwks_uri": "http://b/x"}]', "must be an https address"),
         ("CI_PIPELINE_OIDC_ISSUERS", '[{"issuer": "https://a", "kind": "gitlab"}]', "'github' or 'buildkite'"),
         ("CI_PIPELINE_OIDC_ISSUERS", '[{"kind": "github"}]', "required"),
+        ("CI_PIPELINE_HUD_URL", "hud.example", "must be an http(s) address"),
         ("CI_PIPELINE_RATE_LIMIT_PER_MIN", "-1", "greater than or equal to 0"),
         ("CI_PIPELINE_CALLBACK_TOKEN", "maybe", "'off', 'optional' or 'required'"),
     ],
@@ -393,6 +394,12 @@ def test_a_wrong_allowlist_stops_the_start_with_its_line(tmp_path: Path):
     with pytest.raises(SettingsError, match=r"CI_PIPELINE_OOT_ALLOWLIST: .*allowlist\.yml line 2"):  # noqa: SIM117
         with TestClient(create_relay(settings, "org/upstream")):
             pass
+
+
+def test_what_is_wrong_is_said_before_a_server_starts(tmp_path: Path):
+    settings = load_oot_settings(CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_OOT_ALLOWLIST=str(tmp_path / "none.yml"))
+    with pytest.raises(SettingsError, match=r"^CI_PIPELINE_OOT_ALLOWLIST: .*none\.yml: No such file or directory$"):
+        create_relay(settings, "org/upstream")
 
 
 def test_a_hud_elsewhere_needs_a_disk_for_what_it_is_owed(settings: OotSettings):
