@@ -496,7 +496,7 @@ def classic_report(
         ci_title=ci_title,
         profile=profile,
         test_job=report.test_job,
-        model_results=report.results if matrix else {},
+        model_results={entry or test: result for entry, result in report.results.items()} if matrix else {},
         additional_results={} if matrix else {test: next(iter(report.results.values()), {})},
         run_url=run_url,
         incomplete=report.problems,

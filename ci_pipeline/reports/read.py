@@ -13,7 +13,7 @@ _PYTEST = frozenset(("stats.txt", "summary_short.txt"))
 
 
 def read_report(folder: Path | str, artifact: ArtifactName, *, every_outcome: bool = False) -> TestReport:
-    """The report in an artifact's folder: pytest's report files, or JUnit XML in it and in its folders.
+    """The report in an artifact's folder, or in folders of it: pytest's report files, or JUnit XML.
 
     The outcomes are the failing tests (`failed`, `error`) with their traces, or with `every_outcome` all that the
     report names, with their whole messages too. What cannot be read never raises: it is a problem of the report.
@@ -29,17 +29,17 @@ def read_report(folder: Path | str, artifact: ArtifactName, *, every_outcome: bo
             artifact.matrix_entry,
         )
         return TestReport(artifact, None, problems=(problem,))
-    if not _PYTEST.intersection(names) and (files := _xml_files(folder)):
-        from ci_pipeline.reports.junit import read_junit_folder
+    if not _PYTEST.intersection(names):
+        below = [(path, files) for path, _, files in os.walk(folder)]
+        reports = [(path, files) for path, files in below if _PYTEST.intersection(files)]
+        xml = (os.path.join(path, name) for path, files in below for name in files if name.endswith(".xml"))
+        if len(reports) == 1:
+            folder, names = reports[0]
+        elif files := sorted(os.path.relpath(file, folder) for file in xml):
+            from ci_pipeline.reports.junit import read_junit_folder
 
-        return read_junit_folder(Path(folder), files, artifact, every_outcome=every_outcome)
+            return read_junit_folder(Path(folder), files, artifact, every_outcome=every_outcome)
     return read_pytest_folder(folder, names, artifact, every_outcome=every_outcome)
-
-
-def _xml_files(folder: Path | str) -> list[str]:
-    """The XML files in a folder, and in its folders: `build/test-results/test/TEST-a.xml`."""
-    found = (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names if name.endswith(".xml"))
-    return sorted(os.path.relpath(file, folder) for file in found)
 
 
 def read_reports(root: Path, artifacts: Iterable[ArtifactName], *, every_outcome: bool = False) -> list[TestReport]:

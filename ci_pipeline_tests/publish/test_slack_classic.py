@@ -147,6 +147,13 @@ def test_a_device_that_the_profile_does_not_know_has_a_column_of_its_own() -> No
     assert "Single |  Multi |  Mi355 | Category\n     0 |      0 |      3 | PyTorch" in texts(main)[2]
 
 
+def test_an_artifact_that_names_no_folder_is_shown_by_the_name_of_its_test() -> None:
+    failures: Any = {"unclassified": [{"line": "a", "trace": "b"}]}
+    thread = report({"": result(failed={"PyTorch": {"unclassified": 1}}, failures=failures)}).thread()
+    assert texts(thread.main)[-1].endswith(" | Models\n```\n")
+    assert texts(thread.replies[0])[0] == "MODELS"
+
+
 def test_the_name_of_a_device_pings_nobody() -> None:
     main = report({"models_bert": result(failed={"PyTorch": {"<!here>": 1}})}).main()
     assert "&lt;!here&gt; | Category" in texts(main)[2]

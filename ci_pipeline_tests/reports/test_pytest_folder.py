@@ -235,6 +235,13 @@ def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..
     )
 
 
+def test_a_report_in_a_folder_of_the_artifact_is_found(report_of: Callable[..., TestReport]) -> None:
+    files = {"stats.txt": "= 1 failed in 1.00s =", "summary_short.txt": HEADER + "FAILED t.py::t - E"}
+    report = report_of({"dummy.txt": "dummy", **{f"reports/run/{name}": text for name, text in files.items()}})
+    assert [(o.node_id, o.outcome) for o in report.outcomes] == [("t.py::t", "failed")]
+    assert report.problems == ()
+
+
 def test_a_traceback_that_was_cut_off_above_its_exception_says_nothing(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
         stats="== 1 error in 1.00s ==",
