@@ -38,12 +38,7 @@ def dagster_dev(home: Path) -> Generator[Path]:
     (home / "dagster").mkdir(parents=True)
     (home / "inbox").mkdir()
     shutil.copy(PROJECT / "dagster.yaml", home / "dagster")
-    env = os.environ | {
-        "CI_PIPELINE_HOME": str(home),
-        "DAGSTER_HOME": str(home / "dagster"),
-        "DAGSTER_EVENT_BATCH_SIZE": "1000",
-        "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
-    }
+    env = os.environ | {"CI_PIPELINE_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
     dagster = [sys.executable, "-m", "dagster"]
     subprocess.run([*dagster, "instance", "migrate"], env=env, check=True, capture_output=True)
     with socket.socket() as probe:

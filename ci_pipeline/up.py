@@ -104,8 +104,6 @@ def _settings(ports: Ports) -> Settings:
             "CI_PIPELINE_HOME": str(home),
             "CI_PIPELINE_DAGSTER_URL": f"http://{LOOPBACK}:{ports.dagster}",
             "DAGSTER_HOME": str(home / "dagster"),
-            "DAGSTER_EVENT_BATCH_SIZE": "1000",
-            "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
             "DAGSTER_DISABLE_TELEMETRY": "1",
         }
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
@@ -20,8 +20,8 @@ from dagster._utils.__init__ import get_run_crash_explanation
 
 WORKER = "ci_pipeline.run_worker"
 
-PID = "ci_pipeline/pid"
-"""Tag of Dagster runs: the process that does it."""
+PROCESS = "ci_pipeline/process"
+"""Tag of Dagster runs: the process that does it, as `identity` writes it."""
 
 
 class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
@@ -54,10 +54,10 @@ class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             worker, self._spare = self._spare, None
         if worker is None or worker.poll() is not None:
             worker = _start_worker()
-        self._instance.add_run_tags(run.run_id, {PID: str(worker.pid)})
-        # What became of a process that ends at once is for the one that follows it.
-        with suppress(BrokenPipeError), worker.stdin or sys.stdin as stdin:
-            stdin.write(serialize_value(ExecuteRunArgs(origin, run.run_id, self._instance.get_ref())) + "\n")
+        self._instance.add_run_tags(run.run_id, {PROCESS: identity(worker.pid)})
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError), worker.stdin:  # a process that has ended is a matter for `_follow`
+            worker.stdin.write(serialize_value(ExecuteRunArgs(origin, run.run_id, self._instance.get_ref())) + "\n")
         Thread(target=self._follow, args=(worker, run.run_id), daemon=True).start()
 
     def _follow(self, worker: subprocess.Popen[str], run_id: str) -> None:
@@ -79,20 +79,19 @@ class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if run is None or run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        pid = int(run.tags.get(PID, 0))
-        if not is_worker(pid):
+        if not _is_there(process := run.tags.get(PROCESS, "")):
             return False
-        os.kill(pid, signal.SIGTERM)
+        os.kill(_pid(process), signal.SIGTERM)
         return True
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
-    def check_run_worker_health(self, run: Any) -> CheckRunHealthResult:
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """For runs whose daemon has ended: nobody else would notice that their process has as well."""
-        pid = int(run.tags.get(PID, 0))
-        gone = pid and not is_worker(pid)  # without a tag it is not ours: `dagster job execute`, say
+        process = run.tags.get(PROCESS)  # without the tag it is not ours: `dagster job execute`, say
+        gone = process is not None and not _is_there(process)
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND if gone else WorkerStatus.RUNNING)
 
     def dispose(self) -> None:
@@ -106,12 +105,22 @@ def _start_worker() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", WORKER], stdin=subprocess.PIPE, text=True)
 
 
-def is_worker(pid: int) -> bool:
-    """Whether the process is there, and is one of these: after a while another one may have its number."""
+def identity(pid: int) -> str:
+    """A process: its number and, since numbers are used again, when it began, where the system tells."""
     try:
-        if not pid:
-            return False
-        os.kill(pid, 0)
-        return not Path("/proc").exists() or WORKER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
+        began = ""
+    return f"{pid}:{began}"
+
+
+def _pid(process: str) -> int:
+    return int(process.partition(":")[0])
+
+
+def _is_there(process: str) -> bool:
+    try:
+        os.kill(_pid(process), 0)
+    except (OSError, ValueError):
         return False
+    return identity(_pid(process)) == process

@@ -17,6 +17,7 @@ from dagster._core.instance.config import dagster_instance_config
 from dagster_aws.ecs import EcsRunLauncher
 
 from ci_pipeline.definitions import build_definitions
+from ci_pipeline.defs.instance import Instance
 from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import load_settings
 
@@ -135,6 +136,6 @@ def test_the_instance_for_many_machines_is_one_that_dagster_accepts(
     monkeypatch.setenv("DAGSTER_LOGS_BUCKET", "logs")
     (tmp_path / "dagster.yaml").write_text((PROJECT / "deploy" / "dagster.ecs.yaml").read_text())
     config, custom = dagster_instance_config(str(tmp_path))
-    assert custom is None
+    assert custom is Instance
     validated = validate_config(EcsRunLauncher.config_type(), config["run_launcher"]["config"])
     assert validated.success, validated.errors

@@ -1,0 +1,154 @@
+"""Runs of Dagster in processes that were ready before them: what becomes of a run whose process does not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.launcher import LaunchRunContext, WorkerStatus
+
+from ci_pipeline.defs.run_launcher import PROCESS, WarmRunLauncher, identity
+
+PROJECT = Path(__file__).parents[2]
+
+
+@dg.op
+def work(context: dg.OpExecutionContext) -> None:
+    time.sleep(float(context.run_tags.get("seconds", 0)))
+
+
+@dg.job
+def waiting() -> None:
+    work()
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        yield instance
+
+
+def launch(instance: dg.DagsterInstance, **tags: str) -> str:
+    """A run on its way, as the daemon starts it; its id."""
+    origin = dg.reconstructable(waiting).get_python_origin()
+    run = instance.create_run_for_job(waiting, job_code_origin=origin, tags=tags, status=dg.DagsterRunStatus.STARTING)
+    assert isinstance(instance.run_launcher, WarmRunLauncher)
+    instance.run_launcher.launch_run(LaunchRunContext(run, None))
+    return run.run_id
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    end = time.monotonic() + 90
+    while not what():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.05)
+
+
+def run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    found = instance.get_run_by_id(run_id)
+    assert found is not None
+    return found
+
+
+def process(instance: dg.DagsterInstance, run_id: str) -> int:
+    return int(run(instance, run_id).tags[PROCESS].partition(":")[0])
+
+
+def children() -> set[int]:
+    """The run workers of this process."""
+    done = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return {int(line.split()[0]) for line in done.stdout.splitlines() if "run_worker" in line}
+
+
+@pytest.mark.slow
+def test_each_run_has_a_process_of_its_own_and_the_next_one_waits(instance: dg.DagsterInstance) -> None:
+    first = launch(instance)
+    wait_for(lambda: run(instance, first).is_finished)
+    assert run(instance, first).status == dg.DagsterRunStatus.SUCCESS
+    wait_for(lambda: children() - {process(instance, first)})
+    [spare] = children() - {process(instance, first)}
+    second = launch(instance)
+    assert process(instance, second) == spare
+    wait_for(lambda: run(instance, second).status == dg.DagsterRunStatus.SUCCESS)
+    wait_for(lambda: children() - {spare})
+    instance.run_launcher.dispose()
+    wait_for(lambda: not children())
+
+
+@pytest.mark.slow
+def test_a_process_that_died_while_it_waited_is_replaced(instance: dg.DagsterInstance) -> None:
+    first = launch(instance)
+    wait_for(lambda: run(instance, first).is_finished)
+    wait_for(lambda: children() - {process(instance, first)})
+    for child in children():
+        os.kill(child, signal.SIGKILL)
+    wait_for(lambda: not children())
+    second = launch(instance)
+    wait_for(lambda: run(instance, second).is_finished)
+    assert run(instance, second).status == dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_run_whose_process_is_killed_has_failed_and_says_how(instance: dg.DagsterInstance) -> None:
+    run_id = launch(instance, seconds="60")
+    wait_for(lambda: run(instance, run_id).status == dg.DagsterRunStatus.STARTED)
+    assert instance.run_launcher.check_run_worker_health(run(instance, run_id)).status == WorkerStatus.RUNNING
+    os.kill(process(instance, run_id), signal.SIGKILL)
+    wait_for(lambda: run(instance, run_id).is_finished)
+    assert run(instance, run_id).status == dg.DagsterRunStatus.FAILURE
+    assert any("SIGKILL" in event.message for event in instance.all_logs(run_id))
+
+
+def test_a_run_whose_process_is_killed_before_it_began_has_failed(instance: dg.DagsterInstance) -> None:
+    run_id = launch(instance)
+    os.kill(process(instance, run_id), signal.SIGKILL)
+    wait_for(lambda: run(instance, run_id).is_finished)
+    assert run(instance, run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_run_that_somebody_stops_is_canceled(instance: dg.DagsterInstance) -> None:
+    run_id = launch(instance, seconds="60")
+    wait_for(lambda: run(instance, run_id).status == dg.DagsterRunStatus.STARTED)
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as webserver:
+        assert webserver.run_launcher.terminate(run_id)
+        wait_for(lambda: run(instance, run_id).is_finished)
+        assert not webserver.run_launcher.terminate(run_id)
+    assert run(instance, run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_run_is_gone_with_its_process_also_when_the_number_is_used_again(instance: dg.DagsterInstance) -> None:
+    def health(**tags: str) -> WorkerStatus:
+        run = instance.create_run_for_job(waiting, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        return instance.run_launcher.check_run_worker_health(run).status
+
+    assert health(**{PROCESS: identity(os.getpid())}) == WorkerStatus.RUNNING
+    assert health(**{PROCESS: f"{os.getpid()}:1"}) == WorkerStatus.NOT_FOUND
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    assert health(**{PROCESS: f"{ended.pid}:"}) == WorkerStatus.NOT_FOUND
+    assert health() == WorkerStatus.RUNNING  # it was not started by this launcher
+
+
+def test_no_process_waits_for_a_daemon_that_was_killed() -> None:
+    code = (
+        "import sys, time; from ci_pipeline.defs import run_launcher;"
+        "print(run_launcher._start_worker().pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        spare = identity(int(daemon.stdout.readline()))
+        daemon.kill()
+    pid = int(spare.partition(":")[0])
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or identity(pid) != spare or "\nState:\tZ" in status(pid))
+
+
+def status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""
