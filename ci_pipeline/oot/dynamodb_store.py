@@ -9,6 +9,7 @@ import math
 import secrets
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -55,7 +56,7 @@ class DynamoDBStore:
         self.lifecycle_table = f"{table}-lifecycle"
         self._state_seconds = state_days * 86400
         self._pool = ThreadPoolExecutor(16, "oot-store")
-        self._counting = threading.Lock()
+        self._counting = defaultdict[str, threading.Lock](threading.Lock)
 
     @classmethod
     def from_url(
@@ -225,7 +226,7 @@ class DynamoDBStore:
                 raise _Changed from error
 
         key = f"requests {repo}"
-        with self._counting:  # so that only other workers are in the way
+        with self._counting[repo]:  # so that only other workers are in the way
             _until_unchanged(count)
 
     def repository_id(self, repo: str, repository_id: str) -> Future[str]:
