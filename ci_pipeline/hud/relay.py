@@ -9,7 +9,6 @@ from asyncio import wrap_future
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
@@ -142,6 +141,9 @@ async def github_webhook(request: Request) -> Response:
     async def take(body: bytes) -> dict[str, Any]:
         settings = _settings(request)
         verify_signature(body, request.headers.get("x-hub-signature-256", ""), settings.github_webhook_secret)
+        app: GitHubApp | None = request.app.state.github_app
+        if app is None:
+            raise Refused(503, "GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY must be set to dispatch")
         told = await dispatch_event(
             _header(request, "X-GitHub-Event"),
             _header(request, "X-GitHub-Delivery"),
@@ -149,7 +151,7 @@ async def github_webhook(request: Request) -> Response:
             upstream=relay.upstream,
             allowlist=relay.allowlist.current(),
             store=relay.store,
-            app=_github_app(settings),
+            app=app,
             valid_days=settings.oot_state_days,
         )
         if told.failed and not (told.dispatched or told.already_dispatched):
@@ -169,18 +171,12 @@ def _settings(request: Request) -> OotSettings:
     return request.app.state.oot_settings
 
 
-def _github_app(settings: OotSettings) -> GitHubApp:
-    """The App that dispatches."""
+def _github_app(settings: OotSettings) -> GitHubApp | None:
+    """The App that dispatches, where there is one."""
     key = settings.github_app_private_key
     if not (key and settings.github_app_id):
-        raise Refused(503, "GITHUB_APP_ID and GITHUB_APP_PRIVATE_KEY must be set to dispatch")
-    return _app(settings.github_api_url, settings.github_app_id, key.get_secret_value())
-
-
-@lru_cache(maxsize=1)
-def _app(api_url: str, app_id: str, private_key: str) -> GitHubApp:
-    """One, because it keeps its tokens."""
-    return GitHubApp(api_url, app_id, private_key.replace("\\n", "\n"))
+        return None
+    return GitHubApp(settings.github_api_url, settings.github_app_id, key.get_secret_value())
 
 
 async def _answer(
@@ -227,13 +223,14 @@ def relay_lifespan(settings: OotSettings, upstream: str) -> Callable[[FastAPI], 
     Raises:
         SettingsError, StoreUnavailable: at once, before a server starts.
     """
+    github_app = _github_app(settings)
     opened = ExitStack()
     relay = opened.enter_context(open_relay(settings, upstream))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         with opened:
-            app.state.relay, app.state.oot_settings = relay, settings
+            app.state.relay, app.state.oot_settings, app.state.github_app = relay, settings, github_app
             yield
 
     return lifespan

@@ -18,6 +18,7 @@ from gidgethub import BadRequest, ValidationFailure
 from gidgethub.apps import get_installation_access_token, get_jwt
 from gidgethub.httpx import GitHubAPI
 from gidgethub.sansio import validate_event
+from jwt import PyJWTError
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
@@ -27,6 +28,7 @@ from ci_pipeline.oot.callback_token import mint
 from ci_pipeline.oot.lifecycle import Dispatch
 from ci_pipeline.oot.payload import check_delivery_id, cut
 from ci_pipeline.oot.store import Store, StoreUnavailable
+from ci_pipeline.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -134,12 +136,20 @@ def _only(of: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 class GitHubApp:
-    """Sends `repository_dispatch` as a GitHub App that is installed where it sends to."""
+    """Sends `repository_dispatch` as a GitHub App that is installed where it sends to.
+
+    Raises:
+        SettingsError: the key is none.
+    """
 
     def __init__(self, api_url: str, app_id: str, private_key: str) -> None:
         self._api_url = api_url.rstrip("/")
         self._app_id = app_id
-        self._private_key = private_key
+        self._private_key = private_key.replace("\\n", "\n")  # as some environments carry it
+        try:
+            get_jwt(app_id=app_id, private_key=self._private_key)
+        except (PyJWTError, ValueError):
+            raise SettingsError("GITHUB_APP_PRIVATE_KEY: must be the App's private key, a PEM text") from None
         self._tokens: dict[str, tuple[float, str]] = {}  # by repository, with the time until which they are good
 
     @asynccontextmanager

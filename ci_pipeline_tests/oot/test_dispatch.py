@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from ci_pipeline.hud.relay import create_relay
 from ci_pipeline.oot.dispatch import CLIENT_PAYLOAD_BYTES, trimmed
-from ci_pipeline.settings import OotSettings
+from ci_pipeline.settings import OotSettings, SettingsError
 from ci_pipeline_tests.oot.conftest import callback
 from ci_pipeline_tests.oot.test_relay import relay_of, send
 from ci_pipeline_tests.servers.github_app import GitHubAppServer
@@ -213,6 +213,13 @@ def test_without_a_secret_no_webhook_is_believed(settings: OotSettings):
         answer = webhook(client, pull_request())
         assert answer.status_code == 401
         assert "GITHUB_WEBHOOK_SECRET" in answer.json()["detail"]
+
+
+def test_a_key_that_is_none_is_one_line_before_the_start(settings: OotSettings):
+    app = {"github_app_id": "1", "github_app_private_key": SecretStr("my secret")}
+    with pytest.raises(SettingsError, match=r"^GITHUB_APP_PRIVATE_KEY: must be") as error:
+        create_relay(settings.model_copy(update=app), "org/upstream")
+    assert "my secret" not in str(error.value)
 
 
 def test_without_an_app_a_webhook_of_github_is_to_be_sent_again(settings: OotSettings):
