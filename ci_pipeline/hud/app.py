@@ -20,7 +20,16 @@ from jinja2.runtime import Context
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from ci_pipeline.hud.ci_runs import CHANGES, CiRuns, RunPage, TestFilter, TestsPage, WarehouseUnavailable, streaks
+from ci_pipeline.hud.ci_runs import (
+    CHANGES,
+    COMMON,
+    CiRuns,
+    RunPage,
+    TestFilter,
+    TestsPage,
+    WarehouseUnavailable,
+    streaks,
+)
 from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
 from ci_pipeline.hud.relay import callbacks, callbacks_first, create_relay, relay_lifespan, results
@@ -162,6 +171,7 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         "static": _static,
         "url": _url,
         "changes": CHANGES,
+        "most_common": COMMON,
         "navigation": [
             NavigationEntry("/", "CI runs"),
             NavigationEntry("/oot", "Out-of-tree"),

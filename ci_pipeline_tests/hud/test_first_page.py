@@ -7,7 +7,7 @@ import json
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -22,6 +22,9 @@ from ci_pipeline.sample import build, install
 from ci_pipeline.sample import oot as callbacks
 from ci_pipeline.settings import Settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 FIRST, SECOND, AMD = (night.run_id for night in build.NIGHTS)
 HOSTILE = 19510000003
@@ -133,7 +136,7 @@ def test_tests_of_a_run_are_found_by_text_device_folder_and_error(client: TestCl
 
 def test_what_failing_tests_have_in_common_is_a_link_to_them(client: TestClient) -> None:
     page = client.get(f"/runs/{SECOND}").text
-    links = re.findall(r'class="number">([\d,]+)</span> <a href="([^"#]*)#tests"', page)
+    links = re.findall(r'class="number">([\d,]+)</span> <span><a href="([^"#]*)#tests"', page)
     assert len(links) > 5
     for count, link in links:
         shown = client.get("/api" + html.unescape(link).replace("?", "/tests?")).json()
@@ -170,6 +173,30 @@ def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> No
     assert re.search(r"In-tree CI .*AMD CI #417 ✗ \d+ failing ◐ incomplete", page)
     assert re.search(r"Out-of-Tree Backends \S \d+/\d+ passed", page)
     assert "by ada" in page
+
+
+def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    settings = settings_at(tmp_path, warehouse_url)
+    columns = "repository, run_id, run_attempt, version, test_job, matrix_entry"
+    of_run = "'huggingface/transformers', 1, 1, 1"
+    warehouse.command(f"INSERT INTO ci_run (repository, run_id, run_attempt, version) VALUES ({of_run})")
+    warehouse.command(
+        f"INSERT INTO test_outcome ({columns}, device, node_id, outcome, trace) SELECT {of_run}, 'run_models_gpu',"
+        " concat('m', toString(number % 400)), 'single', toString(number), 'failed', 'boom' FROM numbers(20000)"
+    )
+    warehouse.command(
+        f"INSERT INTO test_job_result ({columns}, device, failed, complete, reason) SELECT {of_run}, 'run_models_gpu',"
+        " concat('m', toString(number)), 'single', 50, number > 300, 'killed' FROM numbers(400)"
+    )
+    client = TestClient(create_app(settings, load_profile("transformers")), base_url="http://127.0.0.1")
+    page = client.get("/runs/1")
+    assert len(page.content) < 150_000
+    assert "20,000 boom" in text(page.text)
+    assert "Page 1 of 400" in text(page.text)
+    assert "The worst 60 of 400 that fail or are incomplete" in text(page.text)
+    assert text(page.text).count("killed") > 60
+    [test] = client.get("/api/runs/1/tests", params={"folder": "m7", "text": "19607"}).json()["tests"]
+    assert test["node_id"] == "19607"
 
 
 def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:

@@ -37,6 +37,33 @@ PATHS = (
 )
 
 
+LOW_CONTRAST = """() => {
+  const parts = color => color.match(/[\\d.]+/g).map(Number).concat(1).slice(0, 4);
+  const over = (front, back) => back.map((value, n) => front[n] * front[3] + value * (1 - front[3]));
+  const linear = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const low = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join("");
+    if (!text || !element.checkVisibility()) continue;
+    const grounds = [];
+    let opacity = 1;
+    for (let at = element; at; at = at.parentElement) {
+      grounds.unshift(parts(getComputedStyle(at).backgroundColor));
+      opacity *= getComputedStyle(at).opacity;
+    }
+    const ground = grounds.reduce((back, front) => over(front, back), [255, 255, 255]);
+    const color = parts(getComputedStyle(element).color);
+    const [dark, light] = [over([...color.slice(0, 3), color[3] * opacity], ground), ground]
+      .map(luminance).sort((a, b) => a - b);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    if (ratio < 4.5) low.push([text.slice(0, 40), element.className, ratio.toFixed(2)]);
+  }
+  return low;
+}"""
+"""Texts with a contrast below 4.5 to 1."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded) -> Iterator[str]:
     """The pages on loopback, over jobs that mean no good in every field."""
@@ -140,3 +167,11 @@ def test_the_pages_work_without_javascript(site: str, browser: Browser) -> None:
     page.click(".cell a.bad >> nth=0")
     assert "/jobs/d" in page.url
     assert "UTC" in page.inner_text("footer")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_against_its_ground(site: str, browser: Browser, scheme: str) -> None:
+    page, _ = opened(browser, color_scheme=scheme)
+    for path in PATHS:
+        page.goto(site + path)
+        assert page.evaluate(LOW_CONTRAST) == [], path

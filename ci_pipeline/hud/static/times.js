@@ -9,6 +9,7 @@ for (const time of document.querySelectorAll("time[datetime]")) {
     time.textContent = form.format(moment);
   }
 }
-for (const zone of document.querySelectorAll("[data-zone]")) {
-  zone.textContent = `Times are ${form.resolvedOptions().timeZone}; hover for UTC.`;
+const zone = form.resolvedOptions().timeZone;
+for (const place of document.querySelectorAll("[data-zone]")) {
+  place.textContent = zone === "UTC" ? "Times are UTC." : `Times are ${zone}; hover for UTC.`;
 }

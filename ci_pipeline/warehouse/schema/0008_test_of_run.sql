@@ -20,7 +20,7 @@ SELECT
     diff.since AS since,
     diff.since_run_id AS since_run_id,
     toBool(diff.only_here) AS only_here,
-    extract(trace, '^(?:\\(line \\d+\\)\\s*)?([^\\n]{0,200})') AS error
+    substringUTF8(replaceRegexpOne(substringIndex(trace, '\n', 1), '^\\(line \\d+\\)\\s*', ''), 1, 200) AS error
 FROM
 (
     SELECT
