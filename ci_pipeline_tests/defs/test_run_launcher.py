@@ -22,7 +22,7 @@ def work(context: dg.OpExecutionContext) -> None:
     time.sleep(float(context.run_tags.get("seconds", 0)))
 
 
-@dg.job
+@dg.job(executor_def=dg.in_process_executor)
 def waiting() -> None:
     work()
 
