@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def main() -> None:
             measure(f"insert {TESTS:,} outcomes", lambda n: insert(client, "test_outcome", table, n) or [()] * TESTS, 5)
             measure("history of one test", lambda n: history.history_of_test(client, REPOSITORY, node_id(n * 997)))
             run = CiRun(REPOSITORY, 1000 + options.rows // TESTS // 2)
-            measure("failing tests of one run", lambda n: history.failing_tests(client, REPOSITORY, run.run_id - n % 9))
+            where = dict.fromkeys(("test_job", "change", "folder", "device", "error", "text"), "")
+            of_run = partial(history.run_tests, client, REPOSITORY, changes=["failing"], limit=50, **where)
+            measure("failing tests of one run, a page", lambda n: of_run(run.run_id - n % 9))
             measure(
                 "all that an earlier run knows", lambda n: history.earlier_run(client, run, "run_models_gpu", ""), 5
             )

@@ -109,11 +109,6 @@ def run_test_counts(client: Client, repository: str, run_id: int, *, limit: int)
     return _rows(ask(client, "run_test_counts", repository=repository, run_id=run_id, limit=limit))
 
 
-def failing_tests(client: Client, repository: str, run_id: int) -> list[Row]:
-    """The rows of `test_outcome` of one run's failing tests."""
-    return _rows(ask(client, "failing_tests", repository=repository, run_id=run_id))
-
-
 def history_of_test(
     client: Client, repository: str, node_id: str, *, test_job: str = "", device: str = "", limit: int = 100
 ) -> list[Row]:

@@ -12,7 +12,7 @@ from ci_pipeline.warehouse.history import Row
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-_NEWEST = 250  # commits, of which most often enough match
+_NEWEST = 1000  # commits, of which most often enough match
 _ALL = 2**32 - 1
 
 

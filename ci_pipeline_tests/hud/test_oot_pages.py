@@ -260,12 +260,12 @@ def test_commits_are_found_by_the_author_of_the_pull_request(warehouse: Client, 
 
 def test_a_job_is_found_however_many_commits_came_after_it(warehouse: Client, client: TestClient) -> None:
     of_commit = [
-        {"pr_number": n, "delivery_id": f"d{n}", "pytorch_head_sha": f"{n:040}", "hours_ago": n} for n in range(1, 400)
+        {"pr_number": n, "delivery_id": f"d{n}", "pytorch_head_sha": f"{n:040}", "hours_ago": n} for n in range(1, 1100)
     ]
-    of_commit[300] |= {"conclusion": "failure"}
+    of_commit[1050] |= {"conclusion": "failure"}
     put(warehouse, *(job(**fields) for fields in of_commit))
     [found] = api(client, "/oot/org/backend", conclusion="failure")["commits"]
-    assert found["pr_number"] == 301
+    assert found["pr_number"] == 1051
 
 
 def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClient) -> None:

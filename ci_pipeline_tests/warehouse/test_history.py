@@ -74,12 +74,18 @@ def tables_of(
     }
 
 
+def failing_tests(client: Client, run_id: int) -> list[history.Row]:
+    where = dict.fromkeys(("test_job", "change", "folder", "device", "error", "text"), "")
+    rows = history.run_tests(client, REPOSITORY, run_id, changes=[], limit=100, **where)
+    return [row for row in rows if row["change"] not in ("fixed", "vanished", "newly_skipped")]
+
+
 def everything(client: Client, run: CiRun) -> list[Any]:
     return [
         history.find_run(client, run.run_id),
         history.job_results(client, REPOSITORY, [run.run_id]),
         history.run_changes(client, REPOSITORY, run.run_id),
-        history.failing_tests(client, REPOSITORY, run.run_id),
+        failing_tests(client, run.run_id),
         history.earlier_run(client, run, JOB, "previous run"),
         history.history_of_test(client, REPOSITORY, A),
     ]
@@ -166,9 +172,9 @@ def test_a_run_that_is_written_again_never_looks_greener_than_it_is(warehouse: C
     insert_runs(warehouse, cut_short)
     for table in cut_short:
         warehouse.command(f"OPTIMIZE TABLE {table} FINAL")
-    assert [row["node_id"] for row in history.failing_tests(warehouse, REPOSITORY, run.run_id)] == [A, B]
+    assert [row["node_id"] for row in failing_tests(warehouse, run.run_id)] == [A, B]
     insert_runs(warehouse, tables_of(run, {B: "failed"}))
-    assert [row["node_id"] for row in history.failing_tests(warehouse, REPOSITORY, run.run_id)] == [B]
+    assert [row["node_id"] for row in failing_tests(warehouse, run.run_id)] == [B]
 
 
 def test_a_later_attempt_wins_whenever_it_came(warehouse: Client) -> None:
@@ -178,7 +184,7 @@ def test_a_later_attempt_wins_whenever_it_came(warehouse: Client) -> None:
     known = history.find_run(warehouse, run.run_id)
     assert known
     assert known.run.run_attempt == 2
-    assert history.failing_tests(warehouse, REPOSITORY, run.run_id) == []
+    assert failing_tests(warehouse, run.run_id) == []
     assert [row["outcome"] for row in history.history_of_test(warehouse, REPOSITORY, A)] == ["passed"]
 
 
@@ -288,7 +294,7 @@ def test_changes_are_counted_by_kind_and_by_the_run_compared_with(warehouse: Cli
 def test_names_are_data_and_not_sql(warehouse: Client) -> None:
     node_id = "tests/x.py::test_a['; DROP TABLE test_outcome; --\\\t{x:String}]"
     insert_runs(warehouse, tables_of(a_run(9), {node_id: "failed"}))
-    (row,) = history.failing_tests(warehouse, REPOSITORY, 1009)
+    (row,) = failing_tests(warehouse, 1009)
     assert row["node_id"] == node_id
     assert len(history.history_of_test(warehouse, REPOSITORY, node_id)) == 1
 
@@ -297,7 +303,7 @@ def test_the_failing_tests_of_a_run_are_read_from_its_projection(warehouse: Clie
     for day in range(1, 4):
         insert_runs(warehouse, tables_of(a_run(day), {f"{A}[{n}]": "passed" for n in range(20_000)} | {B: "failed"}))
     plan = warehouse.query(
-        "EXPLAIN projections = 1 " + _sql("failing_tests"), {"repository": REPOSITORY, "run_id": 1002}
+        "EXPLAIN projections = 1 " + _sql("run_test_counts"), {"repository": REPOSITORY, "run_id": 1002, "limit": 1}
     ).result_rows
     assert "by_run" in str(plan)
 

@@ -1,4 +1,5 @@
--- How every test of a test job of one run ended, failures last. Without FINAL: see failing_tests.sql.
+-- How every test of a test job of one run ended, failures last. Without FINAL, which would keep ClickHouse from the
+-- projection by run.
 SELECT matrix_entry, device, node_id, outcome, trace
 FROM test_outcome AS test
 INNER JOIN
