@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 DEFINITIONS = "ci_pipeline.definitions"
 LOOPBACK = "127.0.0.1"
 PATIENCE = 120  # seconds in which something has to happen
-GRACE = 10  # seconds that a child has to stop
+GRACE = 5  # seconds that a child has to stop
 TICK = 0.3  # seconds between two looks
 SHOWN = 3  # CI runs whose reports are drawn at the start
 PARTITION = "dagster/partition"
@@ -72,12 +72,15 @@ def main(*, once: bool, sample: bool, ports: Ports) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM):  # set both: a shell's background jobs ignore Ctrl-C
         signal.signal(ending, signal.default_int_handler)
     settings = _settings(ports)
+    stopping = console.status("Stopping")
     try:
         with ExitStack() as stack:
+            stack.callback(stopping.stop)
             stack.enter_context(_only_one(settings.home))
             _check_ports(settings, ports)
             with console.status("Starting"):
                 watch = _start(settings, ports, stack, once=once, sample=sample)
+            stack.callback(stopping.start)
             _wait(watch, console)
             failed = _show(watch, console)
             if once:
