@@ -154,8 +154,8 @@ def from_source(run: CiRun, label: str, test_job: str, services: Services) -> Ea
     with tempfile.TemporaryDirectory() as folder:
         try:
             results = services.source.artifact(run.run_id, results_folder(test_job), Path(folder))
-            failures = read_results(results, job.result_name if job else test_job).failures
-            return EarlierRun(run, label, failures)
+            known = read_results(results, job.result_name if job else test_job)
+            return EarlierRun(run, label, known.failures, has_errors=known.has_errors)
         except (SourceError, NoResults) as error:
             log.debug("CI run %s: no results of %s: %s", run.key, test_job, error)
         try:

@@ -221,7 +221,8 @@ class EarlierRun:
     """What is known of a run that this one is compared with.
 
     `failures`: trace by (matrix_entry, device, node_id). `outcomes` also holds the tests that did not fail; it is None
-    where only the failures are known (an uploaded `<category>_results.json` has no others).
+    where only the failures are known (an uploaded `<category>_results.json` has no others). `has_errors`: whether tests
+    with errors are among the failures (older reporters left them out).
     """
 
     run: CiRun
@@ -229,6 +230,7 @@ class EarlierRun:
     failures: Mapping[tuple[str, str, str], str]
     outcomes: Mapping[tuple[str, str, str], Outcome] | None = None
     since: Mapping[tuple[str, str, str], tuple[int, datetime | None]] = field(default_factory=dict)
+    has_errors: bool = True
 
 
 @dataclass(frozen=True, slots=True)

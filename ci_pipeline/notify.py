@@ -14,17 +14,18 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ci_pipeline.analysis.job_results import job_report
+from ci_pipeline.analysis.job_results import job_report, warnings_link
 from ci_pipeline.analysis.previous import previous_run, reference_run
 from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestReport
 from ci_pipeline.publish import hub_files, slack_classic
 from ci_pipeline.publish.mrkdwn import escape, link
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
-from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
+from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name, selected_warnings
 from ci_pipeline.reports.read import read_reports
 from ci_pipeline.second_process import Start, second_process
 from ci_pipeline.settings import SettingsError
@@ -84,7 +85,7 @@ def notify(step: Step, start: Start) -> None:
         jobs, problems = ci_jobs(run, source)
         earlier = earlier_runs(step, run, source, Path(scratch))
     report = compare(step, run, reports(), jobs, problems, earlier)
-    publish(step, report, title, _warnings_url(step, jobs), earlier, start)
+    publish(step, report, title, warnings_link(jobs, step.profile), earlier, start)
 
 
 def compare(
@@ -97,10 +98,7 @@ def compare(
 ) -> JobReport:
     """The job report, compared with the earlier runs."""
 
-    def comparable(other: EarlierRun) -> EarlierRun:
-        has_errors = other.run.run_id not in earlier.without_errors
-        return replace(other, failures=hub_files.comparable_failures(other.failures, reports, has_errors=has_errors))
-
+    comparable = partial(hub_files.comparable, reports=reports)
     return job_report(
         run,
         step.test_job,
@@ -137,18 +135,6 @@ def start_reading(step: Step, start: Start) -> Callable[[], list[TestReport]]:
 def artifacts_in(root: Path, profile: Profile, test_job: str) -> list[ArtifactName]:
     """A test job's artifacts in `root`."""
     return [artifact for artifact in available_artifacts(root, profile) if artifact.test_job == test_job]
-
-
-def selected_warnings(root: Path) -> list[str]:
-    path = root / "warnings_in_ci" / "selected_warnings.json"
-    try:
-        warnings = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read: %s", path.name, error)
-        return []
-    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
 
 # --- what GitHub knows ----------------------------------------------------------------------------------------------
@@ -231,12 +217,6 @@ def ci_title(step: Step, source: GitHubSource) -> str:
     return "\n".join(filter(None, [link(url, title), escape(" | ".join(people))]))
 
 
-def _warnings_url(step: Step, jobs: Sequence[CiJob]) -> str:
-    """The page of the job that selected the warnings; "" where it did not succeed."""
-    name = step.profile.warnings_job
-    return next((job.html_url for job in jobs if name and name in job.name and job.conclusion == "success"), "")
-
-
 # --- earlier runs ---------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +227,6 @@ class Earlier:
     previous: EarlierRun | None = None
     others: list[EarlierRun] = field(default_factory=list[EarlierRun])
     model_table: str = ""  # of the previous run
-    without_errors: set[int] = field(default_factory=set[int])  # runs whose files list failures only
     not_compared: list[str] = field(default_factory=list[str])  # what could not be had, one line each
 
     @contextmanager
@@ -353,9 +332,7 @@ def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Pa
         raise hub_files.NoResults(f"{name} of run {run.run_id}: {error}") from None
     if label == "previous run":
         earlier.model_table = results.model_table
-    if not results.has_errors:
-        earlier.without_errors.add(run.run_id)
-    return EarlierRun(run, label, results.failures)
+    return EarlierRun(run, label, results.failures, has_errors=results.has_errors)
 
 
 def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[slack_classic.Where, Outcome]:

@@ -10,6 +10,7 @@ to write.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
-from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow
+from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow, TestReport
 from ci_pipeline.services import TABLES, Services, worker_services
 from ci_pipeline.sources import SourceError, cursor_at
 from ci_pipeline.warehouse import WarehouseError
@@ -51,6 +52,9 @@ AHEAD = 8
 
 COMPARED_WITH = b"compared_with"
 """Metadata of the run diff's table: which runs were compared, as `earlier_runs.dump` writes it."""
+
+WARNINGS = b"selected_warnings"
+"""Metadata of the test reports' table: the warnings that the CI run selected, as a JSON list."""
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
     Raises:
         SourceError: it was not fetched; one line.
     """
-    from ci_pipeline.reports.artifacts import available_artifacts
+    from ci_pipeline.reports.artifacts import available_artifacts, selected_warnings
     from ci_pipeline.reports.read import read_reports
     from ci_pipeline.reports.tables import report_tables
     from ci_pipeline.sources.raw_store import load
@@ -119,7 +123,9 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
     with services.raw.local(run_key) as folder:
         artifacts = available_artifacts(folder / "artifacts", services.profile)
         reports = read_reports(folder / "artifacts", artifacts, every_outcome=True)
-        return report_tables(load(folder).run, reports, services.profile)
+        test_reports, test_outcomes = report_tables(load(folder).run, reports, services.profile)
+        warnings = json.dumps(selected_warnings(folder / "artifacts"))
+    return test_reports.replace_schema_metadata({WARNINGS: warnings}), test_outcomes
 
 
 def job_reports(run_key: str, services: Services, *, every_outcome: bool = False) -> list[JobReport]:
@@ -141,11 +147,13 @@ def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[
     outcomes = services.tables.read("test_outcomes", run_key)
     if not every_outcome:
         outcomes = outcomes.filter(pc.field("outcome").isin(sorted(RED)))
-    reports = reports_from_tables(services.tables.read("test_reports", run_key), outcomes)
+    test_reports = services.tables.read("test_reports", run_key)
+    reports = reports_from_tables(test_reports, outcomes)
+    warnings = json.loads((test_reports.schema.metadata or {}).get(WARNINGS, b"[]"))
     named = [*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)]
     seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
     return [
-        job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=fetched.problems)
+        job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=fetched.problems, warnings=warnings)
         for test_job in profile.test_jobs
         if test_job in seen
     ]
@@ -171,7 +179,8 @@ def diff(run_key: str, services: Services, known: Sequence[CiRun] = ()) -> pa.Ta
     with_runs = earlier_runs.comparisons(run, services, known)
     rows: list[RunDiffRow] = []
     for report in job_reports(run_key, services, every_outcome=True) if with_runs else ():
-        rows += run_diff(report.test_job, report.reports, *_earlier(report.test_job, with_runs, services))
+        previous, others = _earlier(report.test_job, with_runs, services, report.reports)
+        rows += run_diff(report.test_job, report.reports, previous, others)
     return run_diff_table(run, rows).replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
 
 
@@ -197,15 +206,19 @@ def compared_reports(run_key: str, services: Services, *, every_outcome: bool = 
         rows.setdefault(row["test_job"], []).append(RunDiffRow(**row))
     done: list[JobReport] = []
     for report in job_reports(run_key, services, every_outcome=every_outcome):
-        previous, others = _earlier(report.test_job, with_runs, services)
+        previous, others = _earlier(report.test_job, with_runs, services, report.reports)
         done.append(replace(report, previous=previous, others=others, diff=rows.get(report.test_job, ())))
     return done
 
 
 def _earlier(
-    test_job: str, with_runs: Sequence[earlier_runs.Comparison], services: Services
+    test_job: str, with_runs: Sequence[earlier_runs.Comparison], services: Services, reports: Sequence[TestReport]
 ) -> tuple[EarlierRun | None, list[EarlierRun]]:
-    known = [(run.role, earlier) for run in with_runs if (earlier := services.earlier(run, test_job))]
+    from ci_pipeline.publish.hub_files import comparable
+
+    known = [
+        (run.role, comparable(earlier, reports)) for run in with_runs if (earlier := services.earlier(run, test_job))
+    ]
     previous = next((earlier for role, earlier in known if role == "previous"), None)
     return previous, [earlier for role, earlier in known if role == "other"]
 
@@ -305,6 +318,7 @@ def _title(run: CiRun, services: Services) -> str:
 def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThread:
     import pyarrow.compute as pc
 
+    from ci_pipeline.analysis.job_results import warnings_link
     from ci_pipeline.publish import slack_classic, slack_full
     from ci_pipeline.publish.mrkdwn import link
 
@@ -321,6 +335,7 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
             title=f"{_title(run, services)}: {job.test if job else report.test_job}",
             ci_title=link(run.html_url, run.title),
             run_url=run.html_url,
+            warnings_url=warnings_link(services.fetched(run.key).jobs, profile),
             file_url=lambda name: urls.get(name, ""),
         ).thread()
     results = urls.get(f"{job.result_name if job else report.test_job}_results.json", "")

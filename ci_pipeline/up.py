@@ -7,6 +7,7 @@ import fcntl
 import io
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,8 +171,9 @@ def _start(settings: Settings, ports: Ports, stack: ExitStack, *, once: bool, sa
 def _dagster_instance(home: Path) -> DagsterInstance:
     """Dagster's storage, made or brought up to date by one process before the others open it."""
     home.mkdir(exist_ok=True)
-    configured = Path(__file__).parents[1] / "dagster.yaml"
-    (home / "dagster.yaml").write_text(configured.read_text("utf-8") if configured.exists() else "", "utf-8")
+    package = Path(__file__).parent
+    checkout = package.parent / "dagster.yaml"
+    shutil.copyfile(checkout if checkout.exists() else package / "dagster.yaml", home / "dagster.yaml")
     from dagster import DagsterEvent, DagsterInstance, DagsterRunStatus, RunsFilter
 
     instance = DagsterInstance.from_config(str(home))

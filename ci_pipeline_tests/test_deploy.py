@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -44,3 +47,11 @@ def test_no_file_that_dagster_reads_names_a_path_of_one_machine():
     for name in ("dagster.yaml", "workspace.yaml", "deploy/dagster.postgres.yaml", "deploy/dagster.ecs.yaml"):
         values = [line.partition("#")[0] for line in (ROOT / name).read_text().splitlines()]
         assert not [line for line in values if " /" in line or ":/" in line], name
+
+
+def test_an_installed_package_has_all_that_a_checkout_has(tmp_path: Path):
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    there = [path for path in (ROOT / "ci_pipeline").rglob("*.*") if "__pycache__" not in path.parts]
+    files = {"ci_pipeline/dagster.yaml", *(path.relative_to(ROOT).as_posix() for path in there)}
+    assert files - set(ZipFile(wheel).namelist()) == set()

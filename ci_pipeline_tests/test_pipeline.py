@@ -96,6 +96,35 @@ def test_another_vendors_run_of_the_same_commit_tells_whose_failure_it_is(inbox:
     assert [c.label for c in pipeline.compared_with(done.tables["run_diff"])] == ["Nvidia CI run"]
 
 
+def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_no_errors(
+    inbox: Path, deployment: Deployment
+) -> None:
+    before = put_run(inbox, 101, {}, day=FIRST)
+    results = before / "artifacts" / "ci_results_run_models_gpu" / "model_results.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps({"models_bert": {"failures": {"single": []}}}))
+    run = put_run(inbox, 102, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=SECOND)
+    [report] = run.glob("artifacts/*_test_reports")
+    (report / "stats.txt").write_text("== 1 failed, 1 passed, 1 error in 1.00s ==")
+    with (report / "summary_short.txt").open("a") as summary:
+        summary.write("ERROR tests/models/bert/test_x.py::test_c - OSError: no\n")
+    services = deployment()
+    assert changes(process_run(services.source.run(102), services)) == {
+        "test_b": "new_failure",
+        "test_c": "still_failing",
+    }
+
+
+def test_the_warnings_that_the_ci_run_selected_are_counted(inbox: Path, deployment: Deployment) -> None:
+    run = put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    selected = run / "artifacts" / "warnings_in_ci" / "selected_warnings.json"
+    selected.parent.mkdir()
+    selected.write_text(json.dumps(["w1", "w2"]))
+    services = deployment()
+    done = process_run(services.source.run(101), services)
+    assert "*Warnings:* 2" in json.dumps(done.threads["run_models_gpu"].main.blocks)
+
+
 def test_a_killed_job_ends_as_incomplete(inbox: Path, deployment: Deployment) -> None:
     put_run(inbox, 101, {"models_bert": (["test_a"], {})}, killed=["models_gpt2"])
     services = deployment()

@@ -34,6 +34,12 @@ def job_links(jobs: Sequence[CiJob]) -> dict[str, str]:
     return {artifact: job.html_url for artifact, job in _announced(jobs).items() if job.html_url}
 
 
+def warnings_link(jobs: Sequence[CiJob], profile: Profile) -> str:
+    """The page of the CI job that selected the warnings; "" where it did not succeed."""
+    name = profile.warnings_job
+    return next((job.html_url for job in jobs if name and name in job.name and job.conclusion == "success"), "")
+
+
 def job_report(
     run: CiRun,
     test_job: str,

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -186,17 +186,16 @@ def read_results(folder: Path, result_name: str) -> EarlierResults:
     return EarlierResults(failures_of(results), (folder / ERRORS).exists(), table)
 
 
-def comparable_failures(
-    failures: Mapping[Where, str], reports: Iterable[TestReport], *, has_errors: bool = True
-) -> dict[Where, str]:
-    """Earlier failures as `reports` would name them.
+def comparable(earlier: EarlierRun, reports: Iterable[TestReport]) -> EarlierRun:
+    """The earlier run with its failures as `reports` would name them.
 
     Older reporters cut node ids at their first space and left errors out: a test whose beginning is named was known,
     and of an error nobody can say that it is new.
     """
+    failures = earlier.failures
     cut = {where for where in failures if where[2].count("[") > where[2].count("]")}
     known: dict[Where, str] = {}
-    if cut or not has_errors:
+    if cut or not earlier.has_errors:
         for report in reports:
             failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
             for outcome in report.outcomes:
@@ -205,9 +204,9 @@ def comparable_failures(
                 where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
                 if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
                     known[where] = failures[begins]
-                elif outcome.outcome == "error" and not has_errors and outcome.node_id not in failed:
+                elif outcome.outcome == "error" and not earlier.has_errors and outcome.node_id not in failed:
                     known[where] = failures.get(where, outcome.trace)
-    return {**failures, **known}
+    return replace(earlier, failures={**failures, **known}) if known else earlier
 
 
 def failures_of(results: Mapping[str, Any]) -> dict[Where, str]:

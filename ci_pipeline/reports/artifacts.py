@@ -1,7 +1,9 @@
-"""The names of test artifacts, and which of them a folder holds."""
+"""The names of test artifacts, which of them a folder holds, and the one artifact that is no report: warnings."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,8 @@ from ci_pipeline.model import ArtifactName
 
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
+
+log = logging.getLogger(__name__)
 
 
 def matrix_entry(folder: str) -> str:
@@ -40,3 +44,16 @@ def available_artifacts(root: Path, profile: Profile) -> list[ArtifactName]:
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     return [artifact for name in names if (artifact := parse_artifact_name(name, profile))]
+
+
+def selected_warnings(root: Path) -> list[str]:
+    """The warnings that a job of the CI run selected from all reports; none where it did not run."""
+    path = root / "warnings_in_ci" / "selected_warnings.json"
+    try:
+        warnings = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return []
+    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []

@@ -23,7 +23,7 @@ from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub_files import (
     ERRORS,
     NoResults,
-    comparable_failures,
+    comparable,
     dataset_folder,
     failures_by_module,
     failures_of,
@@ -54,6 +54,10 @@ def outcome(
 ) -> TestReport:
     name = ArtifactName(f"{device}-gpu_{JOB}_{entry}_test_reports", f"{device}-gpu", device, JOB, entry)
     return TestReport(name, Counts(), (TestOutcome(node_id, outcome, trace="(line 1)  E: x"),), captured_info="seen")
+
+
+def earlier_run(failures: dict[tuple[str, str, str], str], *, has_errors: bool = True) -> EarlierRun:
+    return EarlierRun(CiRun("huggingface/transformers", 1), "previous run", failures, has_errors=has_errors)
 
 
 def job_report(**changed: Any) -> JobReport:
@@ -235,18 +239,20 @@ def test_missing_results_are_named(tmp_path: Path) -> None:
 
 def test_a_test_whose_id_an_older_reporter_cut_is_known() -> None:
     now = [outcome(f"{BERT}::x[a b]"), outcome(f"{BERT}::y[a b]")]
-    earlier = {("models_bert", "single", f"{BERT}::x[a"): "old"}
-    assert comparable_failures(earlier, now)["models_bert", "single", f"{BERT}::x[a b]"] == "old"
-    assert ("models_bert", "single", f"{BERT}::y[a b]") not in comparable_failures(earlier, now)
+    earlier = earlier_run({("models_bert", "single", f"{BERT}::x[a"): "old"})
+    failures = comparable(earlier, now).failures
+    assert failures["models_bert", "single", f"{BERT}::x[a b]"] == "old"
+    assert ("models_bert", "single", f"{BERT}::y[a b]") not in failures
 
 
 def test_an_error_is_not_called_new_where_errors_were_not_listed() -> None:
     now = [outcome(f"{BERT}::e", "error"), outcome(f"{BERT}::f")]
-    assert set(comparable_failures({}, now, has_errors=False)) == {("models_bert", "single", f"{BERT}::e")}
-    assert comparable_failures({}, now, has_errors=True) == {}
+    known = comparable(earlier_run({}, has_errors=False), now).failures
+    assert set(known) == {("models_bert", "single", f"{BERT}::e")}
+    assert comparable(earlier_run({}), now).failures == {}
 
 
 def test_a_failing_test_whose_teardown_broke_too_is_new_where_errors_were_not_listed() -> None:
     failed, broken = outcome(f"{BERT}::f"), outcome(f"{BERT}::f", "error")
     now = [replace(failed, outcomes=failed.outcomes + broken.outcomes)]
-    assert comparable_failures({}, now, has_errors=False) == {}
+    assert comparable(earlier_run({}, has_errors=False), now).failures == {}
