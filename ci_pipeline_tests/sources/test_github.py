@@ -76,6 +76,15 @@ def test_all_pages_of_jobs_are_read_once_and_in_order(github, source):
     assert len(github.requests) == 1 + 3
 
 
+def test_fewer_jobs_than_github_counts_are_an_error_that_holds_them(github, source, monkeypatch):
+    github.add_run(5)
+    github.add_jobs(5, "a", "b")
+    monkeypatch.setattr(github, "_list", lambda request, key, items: Response(200, {"total_count": 3, key: items}))
+    with pytest.raises(SourceError, match="only 2 of 3 jobs") as caught:
+        source.jobs(source.run(5))
+    assert [job.name for job in caught.value.read] == ["a", "b"]
+
+
 def test_the_pages_of_a_long_list_take_few_connections(github, source):
     github.add_run(5)
     github.add_jobs(5, *[f"job {n}" for n in range(900)])
