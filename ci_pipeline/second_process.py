@@ -59,9 +59,10 @@ def second_process() -> Generator[Start]:
 
 @contextmanager
 def _no_garbage() -> Generator[None]:
-    """Nothing is thrown away before the end: looking for it would take a quarter of the time."""
+    """Nothing is thrown away before the end: looking for it would take a quarter of the time, and as long at exit."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,16 +273,21 @@ def test_a_matrix_that_says_nothing_does_not_cost_the_report(green: Step, matrix
 
 
 def test_a_reader_that_is_killed_does_not_cost_the_report(
-    step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    reporter, read_report = os.getpid(), read.read_report
+    reporter, read_report, began = os.getpid(), read.read_report, tmp_path / "began"
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if os.getpid() != reporter:
+            began.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        until = time.monotonic() + 30
+        while not began.exists() and time.monotonic() < until:  # else the reporter might read them all
+            time.sleep(0.01)
         return read_report(*args, **kwargs)
 
     monkeypatch.setattr(read, "read_report", killed)
+    monkeypatch.setattr(notify, "READ_AT_ONCE", 1)
     assert step.run() == 0
     assert "was killed" in caplog.text
     assert len(step.services.messages) == 7
