@@ -17,19 +17,14 @@ from dagster._core.instance.config import dagster_instance_config_schema
 ROOT = Path(__file__).parent.parent
 
 
-def instance_file(*added: str) -> dict[str, Any]:
-    return yaml.safe_load("".join((ROOT / name).read_text() for name in ("dagster.yaml", *added)))
+def instance_file(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
 
 
-@pytest.mark.parametrize(
-    "added",
-    [(), ("deploy/dagster.postgres.yaml",), ("deploy/dagster.postgres.yaml", "deploy/dagster.ecs.yaml")],
-)
-def test_an_instance_file_has_what_dagster_knows_and_nothing_else(
-    added: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("name", ["dagster.yaml", "deploy/dagster.ecs.yaml"])
+def test_an_instance_file_has_what_dagster_knows_and_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://user:password@host:5432/dagster")
-    config = instance_file(*added)
+    config = instance_file(name)
     result = process_config(Shape(dagster_instance_config_schema()), config)
     assert result.success, result.errors
     assert config["telemetry"] == {"enabled": False}
@@ -44,7 +39,7 @@ def test_the_launcher_takes_its_configuration():
 
 
 def test_no_file_that_dagster_reads_names_a_path_of_one_machine():
-    for name in ("dagster.yaml", "workspace.yaml", "deploy/dagster.postgres.yaml", "deploy/dagster.ecs.yaml"):
+    for name in ("dagster.yaml", "workspace.yaml", "deploy/dagster.ecs.yaml"):
         values = [line.partition("#")[0] for line in (ROOT / name).read_text().splitlines()]
         assert not [line for line in values if " /" in line or ":/" in line], name
 

@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 from benchmarks.make_tree import make_tree
+from ci_pipeline.cli import main
+from ci_pipeline.cli_oot import oot
 from ci_pipeline.oot.allowlist import parse_allowlist
 from ci_pipeline.sample import install
 from ci_pipeline_tests.servers.recorded import RecordedServices
@@ -151,7 +153,13 @@ def test_the_workflow_step_of_the_readme_posts_a_report(tmp_path: Path):
         assert [name for name in services.files if name.endswith("model_results.json")]
 
 
-def test_every_file_that_the_readme_links_to_is_there():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_a_document_names_is_there(document: Path):
+    text = document.read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert set(re.findall(r"ci-pipeline ([a-z][a-z-]+)", text)) <= main.commands.keys()
+    assert set(re.findall(r"ci-pipeline oot ([a-z][a-z-]+)", text)) <= oot.commands.keys()
