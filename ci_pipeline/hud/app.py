@@ -12,6 +12,8 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
@@ -138,6 +140,13 @@ def create_app(
     async def unavailable(request: Request, error: WarehouseUnavailable) -> Response:
         return _message(pages, request, 503, "No data at the moment", str(error))
 
+    @app.exception_handler(RequestValidationError)
+    async def wrong(request: Request, error: RequestValidationError) -> Response:
+        if _is_for_scripts(request):
+            return await request_validation_exception_handler(request, error)
+        told = "; ".join(f"{entry['loc'][-1]}: {entry['msg']}" for entry in error.errors())
+        return _message(pages, request, 422, "That address is not right", f"{told}.")
+
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         answer = _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
@@ -250,9 +259,13 @@ def _run(ci_runs: CiRuns, run_id: int) -> RunPage:
 
 
 def _message(pages: Jinja2Templates, request: Request, status: int, title: str, message: str) -> Response:
-    if request.url.path.startswith(("/api/", "/github/")):
+    if _is_for_scripts(request):
         return JSONResponse({"detail": message}, status)
     return pages.TemplateResponse(request, "message.html", {"title": title, "message": message}, status)
+
+
+def _is_for_scripts(request: Request) -> bool:
+    return request.url.path.startswith(("/api/", "/github/"))
 
 
 async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

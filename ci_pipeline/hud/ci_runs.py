@@ -168,6 +168,11 @@ class TestJobPage:
         return self.missing > 0
 
     @property
+    def compared(self) -> bool:
+        """Whether there was an earlier run to compare with: something is known then of every test that fails."""
+        return not self.red or bool(self.changes.keys() - {"unique_failure"})
+
+    @property
     def notable(self) -> list[Part]:
         """What was not seen whole, and what fails, the worst first."""
         notable = [part for part in self.results if not part.complete or part.failed or part.errors]

@@ -74,6 +74,11 @@ def test_the_newest_run_is_first(client: TestClient) -> None:
     assert page.index("AMD CI #417") < page.index("Nvidia CI #1302") < page.index("Nvidia CI #1301")
 
 
+def test_without_a_run_to_compare_with_nothing_is_said_to_be_new_or_not(client: TestClient) -> None:
+    amd = text(client.get("/").text.partition("Nvidia CI #1302")[0])
+    assert "Models 28 – – – – 118 8 all 8" in amd
+
+
 def test_a_run_with_a_killed_job_is_marked_incomplete_and_says_why(client: TestClient) -> None:
     assert text(client.get("/").text).count("incomplete") >= 2
     page = text(client.get(f"/runs/{SECOND}").text)
@@ -238,7 +243,11 @@ def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> N
 
 
 def test_what_is_no_number_is_refused_in_words(client: TestClient) -> None:
-    assert client.get("/runs/abc").status_code == 422
+    response = client.get("/runs/abc")
+    assert response.status_code == 422
+    assert "run_id: Input should be a valid integer" in text(response.text)
+    assert "test: Field required." in text(client.get("/history").text)
+    assert client.get("/api/runs/abc").json()["detail"][0]["loc"] == ["path", "run_id"]
     assert client.get(f"/runs/{10**30}").status_code in (404, 422)
 
 
