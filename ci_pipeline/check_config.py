@@ -12,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import AliasChoices, SecretStr
 
 from ci_pipeline import settings as settings_module
+from ci_pipeline.oot.allowlist import AllowlistError, read_allowlist
+from ci_pipeline.oot.store import open_store
 from ci_pipeline.profile import Profile, load_profile
 from ci_pipeline.settings import OidcIssuer, OotSettings, Settings, SettingsError, Variables, load_oot_settings
 from ci_pipeline.sources import open_source
@@ -55,13 +57,10 @@ def check() -> Config:
         open_source(settings, profile)
     except SettingsError as error:
         config.problems.append(str(error))
-        return config
-    for judge in (_source, _slack, _hub, _warehouse):
-        judge(settings, profile, config)
-    if settings.oot_allowlist:
-        config.follows.append(f"Out-of-tree CI may report: {settings.oot_allowlist} says who.")
     else:
-        config.follows.append("No out-of-tree CI may report: CI_PIPELINE_OOT_ALLOWLIST is not set.")
+        for judge in (_source, _slack, _hub, _warehouse):
+            judge(settings, profile, config)
+    _out_of_tree(settings, config)
     return config
 
 
@@ -112,7 +111,7 @@ def _unknown_variables() -> list[str]:
 def _source(settings: Settings, profile: Profile, config: Config) -> None:
     kind, _, rest = settings.source_uri.partition(":")
     if kind == "github":
-        workflows = ", ".join(w.name or w.path or str(w.id) for w in profile.workflows)
+        workflows = ", ".join(dict.fromkeys(w.name or w.path or str(w.id) for w in profile.workflows))
         config.follows.append(f"CI runs come from {settings.github_api_url}, {profile.repository}: {workflows}.")
         if not settings.github_token:
             config.problems.append("ACCESS_REPO_INFO_TOKEN: not set: GitHub gives no artifact without a token")
@@ -168,6 +167,23 @@ def _warehouse(settings: Settings, profile: Profile, config: Config) -> None:
         config.problems.append("CI_PIPELINE_WAREHOUSE_URL: not of the form http[s]://user:password@host:port/database")
 
 
+def _out_of_tree(settings: OotSettings, config: Config) -> None:
+    allowlist = settings.oot_allowlist
+    try:
+        if not settings.store_url.startswith("sqlite:///"):
+            open_store(settings.store_url).close()
+        if not allowlist:
+            config.follows.append("No out-of-tree CI may report: CI_PIPELINE_OOT_ALLOWLIST is not set.")
+            return
+        if not allowlist.startswith(("http://", "https://")):
+            read_allowlist(allowlist)
+        config.follows.append(f"Out-of-tree CI may report: {allowlist} says who.")
+    except AllowlistError as error:
+        config.problems.append(f"CI_PIPELINE_OOT_ALLOWLIST: {error}")
+    except SettingsError as error:
+        config.problems.append(str(error))
+
+
 def draw(config: Config, console: Console) -> None:
     """Set variables first, what follows, and what is wrong last: that is where the eye ends."""
     from rich.table import Table
@@ -175,6 +191,8 @@ def draw(config: Config, console: Console) -> None:
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_column(overflow="fold")
     for setting in sorted(config.settings, key=lambda s: not s.is_set):
         mark = Text("set", "green") if setting.is_set else Text("default", "dim")
         table.add_row(Text(setting.variable), mark, Text(setting.value or "-", "" if setting.is_set else "dim"))
@@ -182,8 +200,8 @@ def draw(config: Config, console: Console) -> None:
         console.print(table)
         console.print()
     for line in config.follows:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=not console.is_terminal)
     for line in config.problems:
-        console.print(Text(f"✗ {line}", "bold red"))
+        console.print(Text(f"✗ {line}", "bold red"), soft_wrap=not console.is_terminal)
     if not config.problems:
         console.print(Text("✓ Nothing is wrong", "bold green"))

@@ -64,7 +64,8 @@ def notify(matrix: str) -> None:
     Reads the downloaded artifacts in the working directory. MATRIX is the job's matrix of folders, as JSON or as
     Python prints it; leave it out for a job without one.
 
-    Exits with 0 when the report went out, and with 2 when a setting is missing without which nothing can be posted.
+    Exits with 0 when the report went out, with 1 when Slack refused it, and with 2 when a setting is missing without
+    which nothing can be posted.
 
     \b
     Examples:
@@ -125,9 +126,13 @@ def backfill(limit: int | None, post: bool | None, as_json: bool) -> None:
 
     services = _services()
     posts = services.settings.backfill_posts if post is None else post
+    done = 0
     with _progress("Backfill", quiet=as_json) as advance:
         for processed in pipeline.backfill(services, limit=limit, post=posts, progress=advance):
             _tell(processed, as_json)
+            done += 1
+    if not done:
+        click.echo(f"No CI run in {services.settings.source_uri}", err=True)
 
 
 @main.command()

@@ -240,4 +240,5 @@ def _load(variables: type[_Variables], overrides: dict[str, object]) -> _Variabl
 
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{first['loc'][0] if first['loc'] else 'settings'}: {first['msg']} (is {first['input']!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{first['loc'][0] if first['loc'] else 'settings'}: {message} (is {first['input']!r})"

@@ -115,7 +115,8 @@ def require_slack(step: Step) -> None:
     if not step.settings.slack_token:
         raise SettingsError("CI_SLACK_BOT_TOKEN is not set: nothing can be posted")
     if not step.channel:
-        raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile has no channel for {step.test_job!r}")
+        job = f"has no channel for {step.test_job}" if step.test_job else "has none without CI_TEST_JOB"
+        raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile {job}")
 
 
 def parse_matrix(argument: str) -> list[str]:
