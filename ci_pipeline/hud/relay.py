@@ -35,8 +35,8 @@ _REPOSITORIES = {"type": "object", "additionalProperties": {"type": "string"}}
 _REASONS = {
     400: "The body is wrong; the field is named",
     401: "Not who may send this",
-    403: "The repository is not on the allowlist, or this was not dispatched to it",
-    409: "It does not follow from what the job reported before",
+    403: "The repository is not on the allowlist, or this is not what was dispatched to it",
+    409: "Nothing was dispatched, or it does not follow from what the job reported before",
     413: "The body is too large",
     429: "Too many callbacks, see Retry-After",
     502: "No repository could be told",
