@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from ci_pipeline.publish.hub import dataset_card
 from ci_pipeline.publish.ledger import name_of
@@ -116,7 +117,7 @@ class HubOutbox:
 def write_whole(path: Path, content: bytes) -> None:
     """A reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     part.write_bytes(content)
     part.replace(path)
 

@@ -1,6 +1,7 @@
 """Uploads against a server that plays the Hub."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,15 @@ def test_without_a_token_the_files_go_to_the_outbox(tmp_path: Path, ledger: Ledg
     assert delivered.where == "outbox"
     written = {str(p.relative_to(delivered.url)): p.read_bytes() for p in Path(delivered.url).rglob("*") if p.is_file()}
     assert written == {**FILES, "README.md": hub.dataset_card("acme/ci")}
+
+
+def test_runs_that_go_to_the_outbox_side_by_side_do_not_disturb_one_another(tmp_path: Path):
+    outbox = HubOutbox(tmp_path / "outbox")
+
+    def upload_run(run: int) -> str:
+        return outbox.upload({f"{run}/results.json": b"{}"}, repo_id="acme/ci", message="m")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(upload_run, range(200))) == {""}
+    names = [p.name for p in Path(outbox.url("acme/ci", "")).rglob("*") if p.is_file()]
+    assert sorted(names) == ["README.md", *["results.json"] * 200]
