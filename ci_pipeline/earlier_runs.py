@@ -7,13 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ci_pipeline.analysis.run_diff import TestKey
 from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
@@ -116,28 +114,20 @@ def parse(text: str) -> list[Comparison]:
 def load(comparison: Comparison, test_job: str, services: Services) -> EarlierRun | None:
     """What is known of a test job of that run; None where nothing is: it was never processed, and left no results."""
     run, label = comparison.run, comparison.label
-    if services.tables.has("run_diff", run.key):
-        return from_tables(
-            run,
-            label,
-            test_job,
-            services.tables.read("test_outcomes", run.key),
-            services.tables.read("run_diff", run.key),
-        )
+    if services.tables.has("test_outcomes", run.key):
+        return from_table(run, label, test_job, services.tables.read("test_outcomes", run.key))
     known = ask_warehouse(services, lambda client: history.earlier_run(client, run, test_job, label))
     return known or from_source(run, label, test_job, services)
 
 
-def from_tables(run: CiRun, label: str, test_job: str, test_outcomes: pa.Table, run_diff: pa.Table) -> EarlierRun:
-    """What is known of a run that was processed here."""
-    tests = _columns(test_outcomes, test_job, "matrix_entry", "device", "node_id", "outcome", "trace")
-    changes = _columns(run_diff, test_job, "matrix_entry", "device", "node_id", "change", "since_run_id", "since")
-    since = {
-        (entry, device, node_id): (since_run_id, since)
-        for entry, device, node_id, change, since_run_id, since in changes
-        if change in ("still_failing", "changed_error")
-    }
-    return _earlier(run, label, (((e, d, n), outcome, trace) for e, d, n, outcome, trace in tests), since)
+def from_table(run: CiRun, label: str, test_job: str, test_outcomes: pa.Table) -> EarlierRun:
+    """What is known of a run that was read here, but for since when its tests fail: its run diff says that."""
+    import pyarrow.compute as pc
+
+    own = test_outcomes.filter(pc.field("test_job") == test_job)
+    columns = ("matrix_entry", "device", "node_id", "outcome", "trace")
+    rows = zip(*(own[name].to_pylist() for name in columns), strict=True)
+    return _earlier(run, label, (((e, d, n), outcome, trace) for e, d, n, outcome, trace in rows))
 
 
 def from_source(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun | None:
@@ -173,12 +163,7 @@ def from_source(run: CiRun, label: str, test_job: str, services: Services) -> Ea
     return _earlier(run, label, tests) if reports else None
 
 
-def _earlier(
-    run: CiRun,
-    label: str,
-    tests: Iterable[tuple[TestKey, Outcome, str]],
-    since: Mapping[TestKey, tuple[int, datetime | None]] = MappingProxyType({}),
-) -> EarlierRun:
+def _earlier(run: CiRun, label: str, tests: Iterable[tuple[TestKey, Outcome, str]]) -> EarlierRun:
     failures: dict[TestKey, str] = {}
     outcomes: dict[TestKey, Outcome] = {}
     for key, outcome, trace in tests:
@@ -186,12 +171,4 @@ def _earlier(
             failures.setdefault(key, trace)
         if outcome in RED or (outcome != "rerun" and key not in failures):
             outcomes[key] = outcome
-    return EarlierRun(run, label, failures, outcomes, since)
-
-
-def _columns(table: pa.Table, test_job: str, *names: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of one test job as tuples."""
-    import pyarrow.compute as pc
-
-    own = table.filter(pc.field("test_job") == test_job)
-    return zip(*(own[name].to_pylist() for name in names), strict=True)
+    return EarlierRun(run, label, failures, outcomes)

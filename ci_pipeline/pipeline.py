@@ -167,15 +167,17 @@ def count(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
     return test_job_result_table(run, reports), category_result_table(run, reports, services.profile)
 
 
-def diff(run_key: str, services: Services, known: Sequence[CiRun] = ()) -> pa.Table:
-    """What changed since the previous run, and what fails here but not in other runs.
+def diff(run_key: str, services: Services, together: Sequence[str] = ()) -> pa.Table:
+    """What changed since the previous run, and what fails here but not in other runs; see `with_since` as well.
 
-    The table's metadata says which runs these are. `known`: see `earlier_runs.comparisons`.
+    The table's metadata says which runs these are. `together`: the keys of the runs that this one is processed with:
+    they are compared with one another, and the warehouse has none of them yet.
     """
     from ci_pipeline.analysis.run_diff import run_diff
     from ci_pipeline.analysis.tables import run_diff_table
 
     run = services.fetched(run_key).run
+    known = services.together(tuple(together), lambda: _known_together(together, services)) if together else ()
     with_runs = earlier_runs.comparisons(run, services, known)
     rows: list[RunDiffRow] = []
     for report in job_reports(run_key, services, every_outcome=True) if with_runs else ():
@@ -184,8 +186,17 @@ def diff(run_key: str, services: Services, known: Sequence[CiRun] = ()) -> pa.Ta
     return run_diff_table(run, rows).replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
 
 
-def known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
-    """What there is to know before the runs of a range are compared with one another: see `earlier_runs`."""
+def with_since(run_diff: pa.Table, services: Services) -> pa.Table:
+    """The run diff with since when its failures go on: this alone needs the previous run's diff to be written."""
+    from ci_pipeline.analysis.tables import with_since
+
+    previous = next((c.run.key for c in compared_with(run_diff) if c.role == "previous"), None)
+    if previous is None or not services.tables.has("run_diff", previous):
+        return run_diff
+    return with_since(run_diff, services.tables.read("run_diff", previous))
+
+
+def _known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
     there = [key for key in run_keys if services.tables.has("raw_artifacts", key)]
     return earlier_runs.known_together(
         [ci_run_of(services.tables.read("raw_artifacts", key)) for key in there], services
@@ -517,7 +528,7 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
     write(["raw_artifacts"], ci_run_table(fetch(run, services, progress)))
     write(["test_reports", "test_outcomes"], *read(key, services))
     write(["job_results", "category_results"], *count(key, services))
-    write(["run_diff"], diff(key, services))
+    write(["run_diff"], with_since(diff(key, services), services))
     files = upload(key, services)
     write(["hub_dataset_files"], files)
     lines = [_line("files", place) for place in placed(files)]

@@ -50,6 +50,7 @@ class Services:
         self._fetched: _Recent[str, FetchedRun] = _Recent(4)
         self._reports: _Recent[tuple[str, bool], list[JobReport]] = _Recent(2)
         self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
+        self._together: _Recent[tuple[str, ...], list[CiRun]] = _Recent(1)
 
     @cached_property
     def source(self) -> Source:
@@ -134,6 +135,10 @@ class Services:
 
         key = (comparison.run.key, test_job, comparison.label)
         return self._earlier.get_or(key, lambda: earlier_runs.load(comparison, test_job, self))
+
+    def together(self, run_keys: tuple[str, ...], make: Callable[[], list[CiRun]]) -> list[CiRun]:
+        """What `make` makes of CI runs that are processed together, made once."""
+        return self._together.get_or(run_keys, make)
 
     def forget(self, run_key: str) -> None:
         """What is known of a CI run is to be read again."""

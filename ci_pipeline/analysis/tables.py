@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ci_pipeline.analysis.job_results import UNCLASSIFIED
 from ci_pipeline.model import CiRun, Counts, JobReport, RunDiffRow, TestReport
@@ -86,6 +87,28 @@ def _named(report: TestReport) -> Counts:
 def run_diff_table(run: CiRun, rows: Sequence[RunDiffRow]) -> pa.Table:
     """The RUN_DIFF table."""
     return _table(run, [row._asdict() for row in rows], RUN_DIFF)
+
+
+def with_since(run_diff: pa.Table, before: pa.Table) -> pa.Table:
+    """The RUN_DIFF table; what went on failing in the run before, whose run diff is `before`, does so since then."""
+    going_on = before.filter(pc.field("change").isin(["still_failing", "changed_error"]))
+    known = dict(zip(_columns(going_on, _TEST), _columns(going_on, _SINCE), strict=True))
+    since = [
+        known.get(test, own) if own[0] else own
+        for test, own in zip(_columns(run_diff, _TEST), _columns(run_diff, _SINCE), strict=True)
+    ]
+    for name, values in zip(_SINCE, zip(*since, strict=True), strict=False):
+        column = run_diff.schema.get_field_index(name)
+        run_diff = run_diff.set_column(column, run_diff.schema.field(column), [values])
+    return run_diff
+
+
+_TEST = ("test_job", "matrix_entry", "device", "node_id")
+_SINCE = ("since_run_id", "since")
+
+
+def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in names), strict=True)
 
 
 def _table(run: CiRun, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

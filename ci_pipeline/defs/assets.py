@@ -209,16 +209,15 @@ def run_diff(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services], test_outcomes: RunTables
 ) -> Iterator[Any]:
     unfounded: list[str] = []
-    # The runs of a range are compared with one another, and the warehouse has none of them yet.
-    known = pipeline.known_together(context.partition_keys, services) if is_range(context) else []
 
     def keep(key: str, table: pa.Table) -> pa.Table:
+        table = pipeline.with_since(table, services)
         unfounded.extend(consistency.unfounded(table, test_outcomes[key]))
         tell(context, lambda: show.diff(table))
         return table
 
-    diff = partial(pipeline.diff, known=known)
-    yield dg.MaterializeResult(value=each_run(context, services, diff, keep, at_once=False))
+    diff = partial(pipeline.diff, together=context.partition_keys) if is_range(context) else pipeline.diff
+    yield dg.MaterializeResult(value=each_run(context, services, diff, keep))
     yield finding("diff_is_in_the_outcomes", unfounded, WARN if is_range(context) else ERROR)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from datetime import date, timedelta
 
 import dagster as dg
 import pyarrow as pa
 import pytest
 
 from ci_pipeline import pipeline
-from ci_pipeline.model import CiRun
+from ci_pipeline.pipeline import AHEAD
 from ci_pipeline.services import Services
 from ci_pipeline_tests.ci_runs import artifact_name, put_run
 from ci_pipeline_tests.defs.conftest import ASSERT, Machine
@@ -148,8 +149,8 @@ def test_a_diff_that_the_outcomes_do_not_bear_out_stops_the_report(
     machine.run(keys[0])
     diff = pipeline.diff
 
-    def invent_a_failure(key: str, services: Services, known: Sequence[CiRun] = ()) -> pa.Table:
-        table = diff(key, services, known)
+    def invent_a_failure(key: str, services: Services) -> pa.Table:
+        table = diff(key, services)
         invented = table.column("node_id").combine_chunks().to_pylist()
         column = table.schema.get_field_index("node_id")
         return table.set_column(column, table.schema.field(column), [[f"{name}_never_ran" for name in invented]])
@@ -194,6 +195,18 @@ def test_a_range_is_one_dagster_run_in_which_each_run_is_compared_with_the_one_b
     assert metadata(result, "run_diff", keys[-1])["dagster/partition_row_count"] == 22
     assert made(result) == ASSETS - {"slack_report"}
     assert machine.messages() == {}
+
+
+def test_a_failure_goes_on_through_a_range_since_the_run_that_it_began_in(machine: Machine) -> None:
+    days = [date(2026, 2, 1) + timedelta(i) for i in range(AHEAD + 2)]  # so many that other processes compare them
+    for i, day in enumerate(days):
+        put_run(machine.inbox, 101 + i, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=day)
+    keys = [f"{101 + i}-1" for i in range(len(days))]
+    machine.instance.add_dynamic_partitions("ci_run", keys)
+    machine.run(keys[0], keys[-1])
+    for key in keys[1:]:
+        [row] = machine.services().tables.read("run_diff", key).to_pylist()
+        assert (row["change"], row["since_run_id"], row["since"].date()) == ("still_failing", 101, days[0])
 
 
 def test_a_range_posts_when_the_deployment_asks_for_it(machine: Machine) -> None:
