@@ -203,9 +203,7 @@ class StepSettings(Variables):
     other_workflow_run_id: str = Field("", validation_alias=_env("OTHER_WORKFLOW_RUN_ID"))
     github_run_id: str = Field("", validation_alias=_env("GITHUB_RUN_ID"))
     github_run_number: str = Field("", validation_alias=_env("GITHUB_RUN_NUMBER"))
-    github_run_attempt: str = Field("", validation_alias=_env("GITHUB_RUN_ATTEMPT"))
     github_event_name: str = Field("", validation_alias=_env("GITHUB_EVENT_NAME"))
-    github_event_path: str = Field("", validation_alias=_env("GITHUB_EVENT_PATH"))
     github_workflow_ref: str = Field("", validation_alias=_env("GITHUB_WORKFLOW_REF"))
     github_repository: str = Field("", validation_alias=_env("GITHUB_REPOSITORY"))
 

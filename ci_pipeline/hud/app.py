@@ -95,12 +95,12 @@ def create_app(
     for router in routers if relay else ():
         app.include_router(router)
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index(request: Request) -> Response:
         context = {"runs": ci_runs.latest(LATEST), "source": settings.source_uri}
         return pages.TemplateResponse(request, "index.html", context)
 
-    @app.get("/runs/{run_id}", response_class=HTMLResponse)
+    @app.get("/runs/{run_id}", response_class=HTMLResponse, include_in_schema=False)
     def run_page(request: Request, run_id: int, where: Where, page: Page = 1, parts: str = "") -> Response:
         shown = _run(ci_runs, run_id)
         context = {
@@ -112,7 +112,7 @@ def create_app(
         }
         return pages.TemplateResponse(request, "run.html", context)
 
-    @app.get("/history", response_class=HTMLResponse)
+    @app.get("/history", response_class=HTMLResponse, include_in_schema=False)
     def history(request: Request, test: str, device: str = "") -> Response:
         outcomes = ci_runs.test(test, device)
         by_place = streaks(outcomes, list(profile.devices))
