@@ -117,13 +117,13 @@ def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
     from ci_pipeline.reports.artifacts import available_artifacts, selected_warnings
     from ci_pipeline.reports.read import read_reports
     from ci_pipeline.reports.tables import report_tables
-    from ci_pipeline.sources.raw_store import load
+    from ci_pipeline.sources.raw_store import load_run
 
     services.forget(run_key)
     with services.raw.local(run_key) as folder:
         artifacts = available_artifacts(folder / "artifacts", services.profile)
         reports = read_reports(folder / "artifacts", artifacts, every_outcome=True)
-        test_reports, test_outcomes = report_tables(load(folder).run, reports, services.profile)
+        test_reports, test_outcomes = report_tables(load_run(folder), reports, services.profile)
         warnings = json.dumps(selected_warnings(folder / "artifacts"))
     return test_reports.replace_schema_metadata({WARNINGS: warnings}), test_outcomes
 
@@ -150,7 +150,7 @@ def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[
     test_reports = services.tables.read("test_reports", run_key)
     reports = reports_from_tables(test_reports, outcomes)
     warnings = json.loads((test_reports.schema.metadata or {}).get(WARNINGS, b"[]"))
-    named = [*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)]
+    named = {*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)}
     seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
     return [
         job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=fetched.problems, warnings=warnings)

@@ -67,7 +67,8 @@ class TableStore:
 
         try:
             with self._fs.open_input_file(self._path(table, run_key)) as file:
-                return pq.ParquetFile(file).read()  # twice as fast as read_table, for small files
+                # Half the time of read_table, for small files; those are read before threads have begun.
+                return pq.ParquetFile(file).read(use_threads=file.size() > 2**20)
         except FileNotFoundError:
             raise MissingTable(f"CI run {run_key} has no table {table!r} yet: materialise {table!r} for it") from None
 

@@ -209,8 +209,10 @@ def _missing(
 
     known = {report.artifact.name for report in reports} | {problem.subject for problem in found}
     for name, job in announced.items():
+        if name in known or job.conclusion == "skipped":
+            continue
         artifact = parse_artifact_name(name, profile)
-        if artifact and artifact.test_job == test_job and name not in known and job.conclusion != "skipped":
+        if artifact and artifact.test_job == test_job:
             reason = f"no artifact: its CI job {_ended(job)}"
             found.append(Problem(name, reason, artifact.device, test_job, artifact.matrix_entry))
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 class FolderSource(InboxSource):
     """A `Source` on a folder; see `inbox`. Files are not copied but linked where the file system allows it."""
 
+    parallel = False
+
     def __init__(self, inbox: Path, *, repository: str = "", quiet_seconds: float = 60.0) -> None:
         super().__init__(repository)
         self._inbox = inbox

@@ -39,6 +39,9 @@ _RUN = re.compile(r"([1-9][0-9]{0,17})(?:-([1-9][0-9]{0,5}))?")
 class InboxSource(ABC):
     """A `Source` of runs that lie ready. Subclasses know how to look; `name` is that of a run's folder."""
 
+    parallel = True
+    """Whether artifacts are placed by several threads: those that wait for a network."""
+
     def __init__(self, repository: str) -> None:
         self._repository = repository
         self._complete: dict[str, datetime] = {}
@@ -114,7 +117,9 @@ class InboxSource(ABC):
         before, more = self._tolerant(name, "problems.json")  # of a run that was fetched elsewhere
         problems += [*raw_store.problems_from(before), *more]
         with ThreadPoolExecutor(PARALLEL) as pool:
-            placing = pool.map(_placed, artifacts, artifacts.values(), repeat(into / "artifacts"))
+            placing = (pool.map if self.parallel else map)(
+                _placed, artifacts, artifacts.values(), repeat(into / "artifacts")
+            )
             for done, (artifact, problem) in enumerate(zip(artifacts, placing, strict=True), 1):
                 if problem:
                     problems.append(problem)

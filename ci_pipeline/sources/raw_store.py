@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ci_pipeline.model import FetchedRun, Problem
+from ci_pipeline.model import CiRun, FetchedRun, Problem
 from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.archives import link_tree, safe_name
 from ci_pipeline.sources.github_json import jobs_from, objects, run_from
@@ -28,7 +28,7 @@ def save(folder: Path, run: object, jobs: object, problems: Sequence[Problem]) -
     (folder / "artifacts").mkdir(exist_ok=True)
     for name, content in (("run", run), ("jobs", jobs), ("problems", [asdict(problem) for problem in problems])):
         (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=True), "utf-8")
-    return load(folder)
+    return FetchedRun(run_from(run), jobs_from(jobs), _artifact_names(folder), tuple(problems))
 
 
 def load(folder: Path) -> FetchedRun:
@@ -38,13 +38,24 @@ def load(folder: Path) -> FetchedRun:
         SourceError: the folder holds no run.
     """
     try:
-        run = run_from(_read(folder / "run.json"))
         jobs = jobs_from(_read(folder / "jobs.json"))
         problems = problems_from(_read(folder / "problems.json"))
-        names = sorted(entry.name for entry in os.scandir(folder / "artifacts") if entry.is_dir())
+        return FetchedRun(load_run(folder), jobs, _artifact_names(folder), tuple(problems))
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder}: not a fetched run: {error}") from error
-    return FetchedRun(run, jobs, tuple(names), tuple(problems))
+
+
+def load_run(folder: Path) -> CiRun:
+    """The run alone, without its jobs. Raises as `load` does."""
+    try:
+        return run_from(_read(folder / "run.json"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder}: not a fetched run: {error}") from error
+
+
+def _artifact_names(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder / "artifacts") as entries:
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
 
 
 def _read(path: Path) -> Any:
