@@ -15,7 +15,8 @@ import click
 from ci_pipeline.cli_oot import oot
 
 if TYPE_CHECKING:
-    from ci_pipeline.pipeline import ProcessedRun, Services
+    from ci_pipeline.pipeline import ProcessedRun
+    from ci_pipeline.services import Services
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -289,8 +290,8 @@ main.add_command(oot)
 
 
 def _services() -> Services:
-    from ci_pipeline.pipeline import Services
     from ci_pipeline.profile import load_profile
+    from ci_pipeline.services import Services
     from ci_pipeline.settings import load_settings
 
     settings = load_settings()

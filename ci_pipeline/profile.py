@@ -55,7 +55,6 @@ class Workflow(_Part):
     path: str = ""  # `.github/workflows/nightly.yml`
     name: str = ""  # in reports: "Nvidia CI"
     ci_event: str = ""  # "Daily CI"
-    daily: bool = False
     hub_dataset: str = ""
     channel: str = ""  # of all its test jobs, where it is not theirs
     diff_results: bool = False  # also write test_results_diff.json

@@ -29,10 +29,10 @@ from rich.text import Text
 from ci_pipeline import pipeline
 from ci_pipeline import sample as bundled
 from ci_pipeline.oot.store import open_store
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import terminal
 from ci_pipeline.sample import oot as sample_callbacks
+from ci_pipeline.services import Services
 from ci_pipeline.settings import Settings, load_oot_settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ci_pipeline.defs import metadata as show
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 from ci_pipeline.settings import OotSettings, load_oot_settings
 
 if TYPE_CHECKING:

@@ -3,4 +3,4 @@
 import dagster as dg
 
 ci_run = dg.DynamicPartitionsDefinition(name="ci_run")
-"""Keyed by `CiRun.key`; added by the sensors, pruned by `retention`."""
+"""Keyed by `CiRun.key`; added by the sensors, forgotten by `prune`."""

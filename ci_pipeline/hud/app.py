@@ -36,8 +36,8 @@ from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
 from ci_pipeline.hud.relay import callbacks, callbacks_first, create_relay, relay_lifespan, results
 from ci_pipeline.model import CiRun
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
+from ci_pipeline.services import Services
 from ci_pipeline.settings import OotSettings, Settings
 
 log = logging.getLogger(__name__)

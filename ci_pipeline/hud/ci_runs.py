@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ci_pipeline.model import RED, CiRun
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import Profile
 from ci_pipeline.publish.slack_full import INFRASTRUCTURE
+from ci_pipeline.services import Services
 from ci_pipeline.warehouse import WarehouseError, history
 from ci_pipeline.warehouse.history import KnownRun, Row
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ci_pipeline.hud.ci_runs import WarehouseUnavailable, warehouse
 from ci_pipeline.oot.relay import Relay
 from ci_pipeline.oot.store import StoreUnavailable
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 from ci_pipeline.warehouse import history, oot
 
 log = logging.getLogger(__name__)

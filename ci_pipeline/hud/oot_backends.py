@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from ci_pipeline.hud.ci_runs import CiRuns, RunPage, warehouse
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 from ci_pipeline.warehouse import oot
 from ci_pipeline.warehouse.history import Row
 

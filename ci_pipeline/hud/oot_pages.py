@@ -27,7 +27,7 @@ from ci_pipeline.hud.oot_backends import (
     Tally,
     View,
 )
-from ci_pipeline.pipeline import Services
+from ci_pipeline.services import Services
 
 STATES = {
     "running": ("running", "●"),

@@ -87,11 +87,6 @@ def change_counts(client: Client, repository: str, run_ids: Sequence[int]) -> li
     return _rows(ask(client, "change_counts", repository=repository, run_ids=list(run_ids)))
 
 
-def run_changes(client: Client, repository: str, run_id: int, *, test_job: str = "") -> list[Row]:
-    """The rows of `run_diff` of one run."""
-    return _rows(ask(client, "run_changes", repository=repository, run_id=run_id, test_job=test_job))
-
-
 def run_tests(
     client: Client, repository: str, run_id: int, *, changes: Sequence[str], limit: int, offset: int = 0, **where: str
 ) -> list[Row]:

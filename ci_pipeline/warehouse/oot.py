@@ -52,7 +52,6 @@ def commits(
     downstream_repo: str = "",
     nightly: bool | None = None,
     pr_number: int = 0,
-    upstream_repo: str = "",
     limit: int,
     offset: int = 0,
 ) -> list[Row]:
@@ -63,7 +62,6 @@ def commits(
         downstream_repo=downstream_repo,
         nightly=-1 if nightly is None else int(nightly),
         pr_number=pr_number,
-        upstream_repo=upstream_repo,
         limit=limit,
         offset=offset,
     )

@@ -15,8 +15,8 @@ from ci_pipeline.definitions import build_definitions
 from ci_pipeline.defs import oot
 from ci_pipeline.oot.record import Record
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.pipeline import Services
 from ci_pipeline.profile import load_profile
+from ci_pipeline.services import Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.warehouse import WarehouseError
 

@@ -16,10 +16,11 @@ from ci_pipeline.hud.app import create_app, is_web
 from ci_pipeline.hud.ci_runs import streaks
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.pipeline import Services, process_run
+from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.sample import build, install
 from ci_pipeline.sample import oot as callbacks
+from ci_pipeline.services import Services
 from ci_pipeline.settings import Settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
 

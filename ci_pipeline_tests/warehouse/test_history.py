@@ -84,7 +84,7 @@ def everything(client: Client, run: CiRun) -> list[Any]:
     return [
         history.find_run(client, run.run_id),
         history.job_results(client, REPOSITORY, [run.run_id]),
-        history.run_changes(client, REPOSITORY, run.run_id),
+        history.change_counts(client, REPOSITORY, [run.run_id]),
         failing_tests(client, run.run_id),
         history.earlier_run(client, run, JOB, "previous run"),
         history.history_of_test(client, REPOSITORY, A),

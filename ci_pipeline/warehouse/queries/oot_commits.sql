@@ -13,7 +13,6 @@ FROM oot_commit
 WHERE ({downstream_repo:String} = '' OR downstream_repo = {downstream_repo:String})
     AND ({nightly:Int8} < 0 OR nightly = {nightly:Int8})
     AND ({pr_number:UInt64} = 0 OR pr_number = {pr_number:UInt64})
-    AND ({upstream_repo:String} = '' OR upstream_repo = {upstream_repo:String})
 GROUP BY downstream_repo, pr_number, pytorch_head_sha, upstream_repo
 ORDER BY last_at DESC, pr_number DESC, pytorch_head_sha, downstream_repo
 LIMIT {limit:UInt32} OFFSET {offset:UInt32}
