@@ -99,7 +99,8 @@ def with_since(run_diff: pa.Table, before: pa.Table) -> pa.Table:
     ]
     for name, values in zip(_SINCE, zip(*since, strict=True), strict=False):
         column = run_diff.schema.get_field_index(name)
-        run_diff = run_diff.set_column(column, run_diff.schema.field(column), [values])
+        field = run_diff.schema.field(column)
+        run_diff = run_diff.set_column(column, field, pa.array(values, field.type))
     return run_diff
 
 

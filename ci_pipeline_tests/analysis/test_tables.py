@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ci_pipeline.analysis.job_results import job_report
-from ci_pipeline.analysis.tables import category_result_table, run_diff_table
+from ci_pipeline.analysis.tables import category_result_table, run_diff_table, with_since
 from ci_pipeline.analysis.tables import test_job_result_table as job_result_table
 from ci_pipeline.model import ArtifactName, CiJob, CiRun, CiStep, Counts, JobReport, RunDiffRow, TestOutcome, TestReport
 from ci_pipeline.profile import load_profile
@@ -86,3 +86,12 @@ def test_a_diff_becomes_a_table_and_none_an_empty_one() -> None:
     assert table.schema == RUN_DIFF
     assert table.to_pylist()[0]["since"] == RUN.created_at
     assert run_diff_table(RUN, []).num_rows == 0
+
+
+def test_since_when_a_test_fails_is_taken_over_from_the_run_before() -> None:
+    row = RunDiffRow("run_models_gpu", "models_bert", "single", "t.py::t", "still_failing", 7, 7, None, "a", "a")
+    before = run_diff_table(RUN, [row._replace(since_run_id=5, since=RUN.created_at)])
+    assert with_since(run_diff_table(RUN, [row]), before).to_pylist()[0]["since_run_id"] == 5
+    unknown = with_since(run_diff_table(RUN, [row]), run_diff_table(RUN, []))
+    assert unknown.schema == RUN_DIFF
+    assert unknown.to_pylist()[0]["since"] is None
