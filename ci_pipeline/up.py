@@ -372,4 +372,4 @@ def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None
     ):
         table.add_row(Text(name, "bold"), Text(where))
     console.print(table)
-    console.print("What comes into the source is reported. Ctrl-C stops everything; a later start goes on from here.")
+    console.print("What comes into the source is reported. Ctrl-C stops everything.")
