@@ -32,7 +32,10 @@ class OneLineErrors(click.Group):
                 raise
             if ctx.params["verbose"]:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            text = str(error)
+            if isinstance(error, OSError) and error.filename:
+                text = f"{error.filename}: {error.strerror}"
+            click.echo(f"Error: {text}", err=True)
             ctx.exit(2 if type(error).__name__ == "SettingsError" else 1)
 
 

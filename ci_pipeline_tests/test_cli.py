@@ -87,6 +87,11 @@ def test_a_run_that_is_not_there_is_one_line_and_exit_code_1() -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_a_file_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_HOME", "/dev/null/home")
+    assert run("ingest").output == "Error: /dev/null/home/inbox: Not a directory\n"
+
+
 def test_with_verbose_an_error_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_PIPELINE_SOURCE", "ftp://nowhere")
     assert type(run("-v", "ingest").exception).__name__ == "SettingsError"
