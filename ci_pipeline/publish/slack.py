@@ -35,6 +35,9 @@ _BLOCKS_REFUSED = {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "m
 _TEMPORARY = {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited", "rate_limited"}
 
 
+_SDK_LOG = logging.Logger("slack_sdk", logging.CRITICAL)  # what it calls an error is tried again, and told by us
+
+
 class SlackError(RuntimeError):
     """A message did not go out. The text is one line that says why."""
 
@@ -80,11 +83,12 @@ class SlackClient:
 
         rate_limit = _rate_limit_handler()
         # After a lost answer nobody knows whether the message went out: only calls that may be repeated are.
-        self._once = KeepAliveClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit])
+        self._once = KeepAliveClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit], logger=_SDK_LOG)
         self._web = KeepAliveClient(
             token,
             api_url,
             timeout=timeout,
+            logger=_SDK_LOG,
             retry_handlers=[
                 rate_limit,
                 ServerErrorRetryHandler(max_retry_count=3),
@@ -245,6 +249,9 @@ def _retrying() -> Retrying:
         retry=retry_if_exception_type(SlackUnavailable),
         wait=wait_exponential_jitter(initial=1, max=20),
         stop=stop_after_attempt(5),
+        before_sleep=lambda state: log.warning(
+            "%s: trying again in %.0f s", state.outcome and state.outcome.exception(), state.upcoming_sleep
+        ),
         reraise=True,
     )
 
