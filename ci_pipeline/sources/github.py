@@ -324,17 +324,19 @@ class GitHubSource:
     # --- one run ------------------------------------------------------------------------------------------------
 
     async def _job_objects(self, run: CiRun) -> list[Json]:
+        async def listed(path: str) -> tuple[list[Json], int]:
+            first = await self._get(path, "jobs")
+            return await self._list(path, "jobs", first=first), _whole(first.get("total_count"))
+
         run_path = f"/repos/{self.repository}/actions/runs/{run.run_id}"
         path = f"{run_path}/jobs?per_page={PER_PAGE}"
-        first = await self._get(path, "jobs")
-        jobs = await self._list(path, "jobs", first=first)
+        jobs, total = await listed(path)
         # That is the list of the newest attempt.
         if any(_whole(job.get("run_attempt")) > run.run_attempt for job in jobs):
             path = f"{run_path}/attempts/{run.run_attempt}/jobs?per_page={PER_PAGE}"
-            first = await self._get(path, "jobs")
-            jobs = await self._list(path, "jobs", first=first)
-        if len(jobs) < _whole(first.get("total_count")):
-            raise SourceError(f"GitHub: GET {path}: only {len(jobs)} of {first['total_count']} jobs", tuple(jobs))
+            jobs, total = await listed(path)
+        if len(jobs) < total:
+            raise SourceError(f"GitHub: GET {path}: only {len(jobs)} of {total} jobs", tuple(jobs))
         return jobs
 
     async def _artifacts(self, run_id: int, before: datetime | None = None) -> list[Artifact]:
