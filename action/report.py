@@ -166,7 +166,9 @@ def body():
     env = os.environ
     now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
     run_id = setting("RUN_ID", env.get("GITHUB_RUN_ID", env.get("BUILDKITE_BUILD_ID", "")))
-    attempt = setting("RUN_ATTEMPT", env.get("GITHUB_RUN_ATTEMPT", str(int(env.get("BUILDKITE_RETRY_COUNT", "0")) + 1)))
+    retries = env.get("BUILDKITE_RETRY_COUNT", "")
+    retries = int(retries) if retries.isdecimal() else 0
+    attempt = setting("RUN_ATTEMPT", env.get("GITHUB_RUN_ATTEMPT", str(retries + 1)))
     repository, server = env.get("GITHUB_REPOSITORY", ""), env.get("GITHUB_SERVER_URL", "https://github.com")
     url = f"{server}/{repository}/actions/runs/{run_id}" if repository else env.get("BUILDKITE_BUILD_URL", "")
     job = setting("JOB_NAME", env.get("GITHUB_JOB", env.get("BUILDKITE_LABEL", "")))
@@ -257,7 +259,10 @@ def main():
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" and (parts.scheme, parts.hostname) not in LOOPBACK:
             raise ReportError(f"OOT_CALLBACK_URL must be an https address, not {url!r}")
-        print(send(url, body(), float(setting("TIMEOUT", "20"))))
+        timeout = seconds(setting("TIMEOUT", "20"))
+        if timeout is None or not 0 < timeout < 86400:
+            raise ReportError(f"OOT_TIMEOUT must be a number of seconds, not {setting('TIMEOUT')!r}")
+        print(send(url, body(), timeout))
         return 0
     except urllib.error.HTTPError as error:
         reason = f"the relay answered {error.code}: {error.read(2000).decode('utf-8', 'replace')}"

@@ -41,7 +41,6 @@ class CiJob:
     html_url: str = ""
     started_at: datetime | None = None
     completed_at: datetime | None = None
-    runner_name: str = ""
     steps: tuple[CiStep, ...] = ()
 
 

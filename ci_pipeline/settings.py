@@ -23,6 +23,8 @@ from pydantic import (
     field_validator,
 )
 
+from ci_pipeline.web_address import is_web
+
 _Variables = TypeVar("_Variables", bound="Variables")
 
 
@@ -121,15 +123,10 @@ class OidcIssuer(BaseModel):
     @classmethod
     def _safe(cls, url: str, info: ValidationInfo) -> str:
         url = url or f"{info.data.get('issuer', '')}/.well-known/jwks"
-        parts = urlsplit(url)
-        if info.field_name == "jwks_uri" and parts.scheme == "file":
-            return url
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        is_file = info.field_name == "jwks_uri" and url.startswith("file:")
+        if not is_file and not is_web(url):
             raise ValueError(f"{url!r} must be an https address (http only on loopback)")
         return url
-
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class OotSettings(Settings):

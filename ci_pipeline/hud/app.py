@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exception_handlers import request_validation_exception_handler
@@ -39,6 +39,7 @@ from ci_pipeline.model import CiRun
 from ci_pipeline.profile import Profile
 from ci_pipeline.services import Services
 from ci_pipeline.settings import OotSettings, Settings
+from ci_pipeline.web_address import is_web
 
 log = logging.getLogger(__name__)
 
@@ -213,15 +214,6 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         "dagster_url": dagster_url,
     }
     return pages
-
-
-def is_web(url: object) -> bool:
-    """Whether an address may become a link: `https:` anywhere, `http:` on loopback alone."""
-    try:
-        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
-    except ValueError:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
 
 @cache

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+
+from ci_pipeline.web_address import is_web
 
 LABEL_LIMIT = 2000
 """Characters of a link's label: a section holds 3,000."""
@@ -37,14 +38,7 @@ def url_of(url: str) -> str:
     """The address where it is one of the web (https, or http on loopback), ready for mrkdwn; else ""."""
     if len(url) > 500 or re.search(r"[\s<>|\x00-\x20\x7f]", url):
         return ""
-    try:
-        parts = urlsplit(url)
-        safe = parts.scheme == "https" or (
-            parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
-        )
-    except ValueError:
-        return ""
-    return url.replace("&", "&amp;") if safe and parts.hostname else ""
+    return url.replace("&", "&amp;") if is_web(url) else ""
 
 
 def clip(text: str, limit: int) -> str:

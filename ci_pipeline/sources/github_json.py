@@ -79,7 +79,6 @@ def _job(job: Json) -> CiJob:
         html_url=_text(job.get("html_url")),
         started_at=time_from(job.get("started_at")),
         completed_at=time_from(job.get("completed_at")),
-        runner_name=_text(job.get("runner_name")),
         steps=tuple(
             CiStep(_text(step.get("name")), _number(step.get("number")), _text(step.get("conclusion")) or None)
             for step in objects(job.get("steps"))

@@ -241,18 +241,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         WarehouseError: the port is in use, or the address is not on loopback.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if not _is_loopback(host):
         raise WarehouseError(f"{host} is not on loopback: the embedded warehouse asks for no password, use ClickHouse")
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
-        listening.listen(128)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        listening.close()
         raise WarehouseError(f"cannot listen on {host}:{port}: {error.strerror}: choose another port") from None
-    return listening
 
 
 def _is_loopback(host: str) -> bool:

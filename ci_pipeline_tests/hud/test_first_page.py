@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.testclient import TestClient
 
-from ci_pipeline.hud.app import create_app, is_web
+from ci_pipeline.hud.app import create_app
 from ci_pipeline.hud.ci_runs import streaks
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.sqlite_store import SqliteStore
@@ -23,6 +23,7 @@ from ci_pipeline.sample import oot as callbacks
 from ci_pipeline.services import Services
 from ci_pipeline.settings import Settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
+from ci_pipeline.web_address import is_web
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client

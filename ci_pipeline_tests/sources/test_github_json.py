@@ -14,7 +14,7 @@ anything = st.recursive(
     max_leaves=10,
 )
 RUN_FIELDS = ["run_attempt", "name", "path", "status", "head_sha", "created_at", "updated_at", "repository", "event"]
-JOB_FIELDS = ["id", "name", "status", "conclusion", "html_url", "started_at", "completed_at", "runner_name", "steps"]
+JOB_FIELDS = ["id", "name", "status", "conclusion", "html_url", "started_at", "completed_at", "steps"]
 
 
 def test_a_run_is_read_with_all_its_fields():
