@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
 
 from ci_pipeline.publish.ledger import Delivered, Ledger, name_of
+from ci_pipeline.quick_ack import acknowledge_head
 
 if TYPE_CHECKING:
     import httpx2
@@ -234,15 +235,16 @@ def _api(endpoint: str, token: str) -> HfApi:
     from huggingface_hub import HfApi, set_client_factory
 
     set_client_factory(
-        lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_raise_temporary]})
+        lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_head_is_read]})
     )
     return HfApi(endpoint, token)
 
 
-def _raise_temporary(response: httpx2.Response) -> None:
+def _head_is_read(response: httpx2.Response) -> None:
     """Huggingface_hub would wait in silence, as long as the Hub likes; how patient to be is decided here."""
     from huggingface_hub.utils import hf_raise_for_status
 
+    acknowledge_head(response.extensions)
     if response.status_code == 429 or response.status_code >= 500:
         response.read()
         hf_raise_for_status(response)

@@ -12,6 +12,8 @@ from urllib.request import Request
 
 from slack_sdk import WebClient
 
+from ci_pipeline.quick_ack import acknowledge
+
 IDLE = 5.0
 """Seconds after which an unused connection is not trusted any more: the other side may be closing it."""
 
@@ -34,6 +36,7 @@ class KeepAliveClient(WebClient):
                 "POST", f"{parts.path}?{parts.query}" if parts.query else parts.path, req.data, dict(req.header_items())
             )  # pyright: ignore[reportArgumentType]
             answer = connection.getresponse()
+            acknowledge(connection.sock)
             body = answer.read()
         except BaseException:
             self._close()  # what comes next on it would be the answer to something else

@@ -110,7 +110,7 @@ class SlackClient:
                     self._once.chat_postMessage, channel, text, blocks, thread_ts=thread_ts, metadata=metadata
                 )
                 self._ids[channel] = str(answer.get("channel") or channel)
-                return str(answer["ts"])
+                return _held("chat.postMessage", channel, answer, "ts")
         raise AssertionError("unreachable")
 
     def update(self, channel: str, ts: str, text: str, blocks: Blocks, metadata: Metadata | None = None) -> None:
@@ -140,7 +140,7 @@ class SlackClient:
                     title=title,
                     content=data,
                 )
-                return str(answer["file"]["id"])
+                return _held("files.upload", channel, answer.get("file") or {}, "id")
         raise AssertionError("unreachable")
 
     def delete_file(self, channel: str, file_id: str) -> None:
@@ -241,7 +241,13 @@ class SlackClient:
         except (OSError, HTTPException, SlackClientError) as error:
             raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SlackUnavailable(f"Slack's answer to {method} is none: {error!r}") from error
+            raise SlackRefused(method, f"its answer is not understood: {error!r}", subject) from error
+
+
+def _held(method: str, subject: str, answer: Mapping[str, Any], key: str) -> str:
+    if not answer.get(key):
+        raise SlackRefused(method, f"its answer holds no {key}", subject)
+    return str(answer[key])
 
 
 def _retrying() -> Retrying:

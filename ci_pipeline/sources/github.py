@@ -28,6 +28,7 @@ import httpx2
 import tenacity
 
 from ci_pipeline.model import CiJob, CiRun, FetchedRun, Problem
+from ci_pipeline.quick_ack import acknowledge_head
 from ci_pipeline.sources import Progress, RunPage, SourceError, Wanted, raw_store
 from ci_pipeline.sources.archives import ArtifactRefused, safe_name, unpack
 from ci_pipeline.sources.cursor import Cursor
@@ -172,6 +173,7 @@ class GitHubSource:
             limits=httpx2.Limits(max_connections=2 * PARALLEL),
             follow_redirects=True,  # of renamed repositories, and to the blob storage
             verify=_certificates(),
+            event_hooks={"response": [_head_is_read]},
         )
 
     @cached_property
@@ -436,6 +438,10 @@ class GitHubSource:
 @cache
 def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()  # 40 ms, once per process
+
+
+async def _head_is_read(response: httpx2.Response) -> None:
+    acknowledge_head(response.extensions)
 
 
 class _GitHub(gidgethub.httpx.GitHubAPI):

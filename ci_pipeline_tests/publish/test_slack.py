@@ -23,6 +23,14 @@ def test_a_thread_goes_out_on_one_connection(slack: SlackClient, slack_server: S
     assert slack_server.connections == 1
 
 
+def test_an_answer_in_two_pieces_is_acknowledged_at_once(slack: SlackClient, slack_server: SlackServer):
+    slack_server.in_two_pieces = True
+    start = time.monotonic()
+    for _ in range(30):
+        slack.post("#ci", "one failure", SECTION)
+    assert time.monotonic() - start < 30 * 0.03  # Linux acknowledges after 0.04
+
+
 @pytest.mark.usefixtures("short_waits")
 def test_a_connection_that_slack_closed_in_between_is_opened_again(slack: SlackClient, slack_server: SlackServer):
     slack.post("#ci", "one failure", SECTION)
@@ -44,6 +52,18 @@ def test_a_429_that_asks_for_an_hour_is_not_waited_for(slack: SlackClient, slack
     slack_server.fail("chat.update", status=429, headers={"Retry-After": "3600"})
     with pytest.raises(SlackUnavailable, match="HTTP 429"):
         slack.update("C00000001", "1.1", "text", SECTION)
+
+
+@pytest.mark.parametrize(("body", "holds"), [({"ok": True}, "holds no ts"), ([1], "not understood")])
+def test_an_answer_that_slack_would_not_give_is_not_asked_for_again(
+    slack: SlackClient, slack_server: SlackServer, body: object, holds: str
+):
+    slack_server.fail("", status=200, body=body, times=9)
+    with pytest.raises(SlackRefused, match=holds):
+        slack.post("#ci", "one failure", SECTION)
+    with pytest.raises(SlackRefused, match="not understood"):
+        slack.upload("C00000001", "1.1", "failures.txt", "All failures", "text")
+    assert len(slack_server.requests) == 2
 
 
 @pytest.mark.usefixtures("short_waits")

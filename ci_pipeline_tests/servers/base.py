@@ -58,6 +58,9 @@ class Fault:
 class Server:
     """Subclasses answer in `handle`. Use as a context manager; `url` has no trailing slash."""
 
+    in_two_pieces = False
+    """Whether the head of an answer is sent before its body, as Python's own small servers do."""
+
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.connections = 0
@@ -104,6 +107,8 @@ class Server:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
+                if server.in_two_pieces:
+                    self.wfile.flush()
                 if fault and fault.cut:
                     self.wfile.write(data[: len(data) // 2])
                     self.wfile.flush()

@@ -20,6 +20,8 @@ from ci_pipeline_tests.servers.base import Request, Response, Server
 
 
 class RecordedServices(Server):
+    in_two_pieces = True
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
