@@ -175,7 +175,7 @@ class SlackClient:
             cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
 
     def channel_id(self, channel: str) -> str:
-        """The id of a channel: posting takes its name, everything else wants its id."""
+        """The id of a channel: posting takes its name, everything else wants its id. Where no id is known, its name."""
         if re.fullmatch(r"[CDG][A-Z0-9]{7,}", channel):
             return channel
         if channel not in self._ids:
@@ -190,10 +190,7 @@ class SlackClient:
                 )
                 self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
                 cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
-        name = channel if channel in self._ids else f"#{channel.lstrip('#')}"
-        if name not in self._ids:
-            raise SlackRefused("conversations.list", "channel_not_found", channel)
-        return self._ids[name]
+        return self._ids.get(channel) or self._ids.get(f"#{channel.lstrip('#')}", channel)
 
     def _find(self, channel: str, thread_ts: str | None, metadata: Metadata) -> str:
         """The `ts` of the message that carries this metadata, or ""."""

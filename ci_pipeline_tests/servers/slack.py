@@ -98,6 +98,8 @@ class SlackServer(Server):
         return self._paged("channels", [{"id": id, "name": name} for name, id in self.ids.items()], arguments)
 
     def _conversations_history(self, arguments: dict[str, Any]) -> Any:
+        if arguments["channel"] not in self.posted:
+            return _refused("channel_not_found")
         oldest = float(arguments.get("oldest") or 0)
         found = [m for m in reversed(self.posted[arguments["channel"]]) if float(m["ts"]) > oldest]
         return self._paged("messages", [_shown(m, arguments) for m in found if "thread_ts" not in m], arguments)
