@@ -105,7 +105,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded)
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "these tests need a browser: apt-get install chromium"
+    if chromium is None:
+        pytest.skip("no browser is here: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
