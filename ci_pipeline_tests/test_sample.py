@@ -26,11 +26,12 @@ def read(inbox: Path, run_id: int, artifact: str, name: str) -> str:
 
 
 def report(tmp_path: Path, source: str, *arguments: str) -> dict[str, str]:
-    """The report folder of one test file: text by name."""
+    """The report folder of one test file: text by name. No plugin but those that `arguments` name has a part in it."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(source, "utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "ci_pipeline.sample.report_files", "--report-files=reports"]
-    subprocess.run([*command, "-p", "no:cacheprovider", *arguments], cwd=tmp_path, capture_output=True, timeout=60)
+    command = [sys.executable, "-m", "pytest", "--disable-plugin-autoload", "-p", "no:cacheprovider"]
+    plugin = ["-p", "ci_pipeline.sample.report_files", "--report-files=reports"]
+    subprocess.run([*command, *plugin, *arguments], cwd=tmp_path, capture_output=True, timeout=60)
     return {path.stem: path.read_text("utf-8") for path in (tmp_path / "reports").iterdir()}
 
 
@@ -147,7 +148,7 @@ def test_a_collection_error_is_in_the_report(tmp_path: Path) -> None:
 
 def test_with_xdist_one_process_writes_and_each_test_is_there_once(tmp_path: Path) -> None:
     source = "import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_it(n): assert n % 2"
-    files = report(tmp_path, source, "-n", "2")
+    files = report(tmp_path, source, "-p", "xdist", "-n", "2")
     lines = files["summary_short"].splitlines()[1:]
     assert sum(line.startswith("FAILED") for line in lines) == 3
     assert sum(line.startswith("PASSED") for line in lines) == 3
