@@ -36,6 +36,7 @@ from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_pages import oot_router
 from ci_pipeline.hud.relay import callbacks, callbacks_first, create_relay, relay_lifespan, results
 from ci_pipeline.model import CiRun
+from ci_pipeline.oot.relay import Relay
 from ci_pipeline.profile import Profile
 from ci_pipeline.services import Services
 from ci_pipeline.settings import OotSettings, Settings
@@ -90,7 +91,14 @@ def create_app(
     pages = templates(settings, profile)
     services = Services(settings, profile)
     ci_runs = CiRuns(services)
-    app.include_router(oot_router(services, pages))
+
+    def oncalls(repo: str) -> list[str]:
+        """Who looks after a backend, as the relay's allowlist says; nobody is known where none runs."""
+        relay: Relay | None = getattr(app.state, "relay", None)
+        entry = relay.allowlist.current().find(repo) if relay else None
+        return list(entry.oncalls) if entry else []
+
+    app.include_router(oot_router(services, pages, oncalls))
     app.state.metrics = Metrics(services)
     app.include_router(app.state.metrics.router())
     for router in routers if relay else ():
@@ -192,6 +200,10 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
     def commit_url(run: CiRun) -> str:
         return f"{profile.web_url}/{run.repository}/commit/{run.head_sha}"
 
+    def compare_url(run: CiRun, other: CiRun) -> str:
+        commits = [other.head_sha, run.head_sha]
+        return f"{profile.web_url}/{run.repository}/compare/{'...'.join(commits)}" if all(commits) else ""
+
     def source_url(run: CiRun, node_id: str) -> str:
         path = node_id.partition("::")[0]
         return f"{profile.web_url}/{run.repository}/blob/{run.head_sha}/{quote(path)}" if run.head_sha else ""
@@ -210,6 +222,7 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         "duration": _duration,
         "name": _name,
         "commit_url": commit_url,
+        "compare_url": compare_url,
         "source_url": source_url,
         "dagster_url": dagster_url,
     }

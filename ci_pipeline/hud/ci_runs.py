@@ -181,11 +181,12 @@ class TestJobPage:
 
 @dataclass(frozen=True)
 class RunPage:
-    """One CI run. `problems`: what was not seen, one line each."""
+    """One CI run. `problems`: what was not seen, one line each; `against`: the runs that it was compared with."""
 
     run: CiRun
     problems: list[str] = field(default_factory=list[str])
     jobs: list[TestJobPage] = field(default_factory=list[TestJobPage])
+    against: list[CiRun] = field(default_factory=list[CiRun])
 
     @property
     def red(self) -> int:
@@ -249,7 +250,7 @@ class CiRuns:
         self.services = services
 
     def latest(self, limit: int, *, head_sha: str = "") -> list[RunPage]:
-        """The newest runs, newest first, without their tests; all, or those of one commit."""
+        """The newest runs, newest first, without their tests and `against`; all, or those of one commit."""
         with warehouse(self.services) as client:
             runs = history.latest_runs(client, limit, head_sha=head_sha)
             pages: dict[int, RunPage] = {}
@@ -271,7 +272,10 @@ class CiRuns:
                 return None
             repository = known.run.repository
             page = run_page(known, history.job_results(client, repository, [run_id]), self.services.profile)
-            return _with_changes(page, history.change_counts(client, repository, [run_id]))
+            counts = history.change_counts(client, repository, [run_id])
+            others = dict.fromkeys(row["against_run_id"] for row in counts)
+            known_others = (history.find_run(client, other, repository=repository) for other in others)
+            return replace(_with_changes(page, counts), against=[other.run for other in known_others if other])
 
     def tests(self, run: CiRun, where: TestFilter, page: int = 1) -> TestsPage:
         """The tests of a run that changed or fail, a page at a time."""

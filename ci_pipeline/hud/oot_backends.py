@@ -53,6 +53,10 @@ class Tally:
     total: int = 0
     pass_rate: float | None = None
 
+    @property
+    def red(self) -> int:
+        return self.failure + self.timed_out
+
     @staticmethod
     def of(running: int, success: int, failure: int, timed_out: int, total: int) -> Tally:
         other = total - success - failure - timed_out
@@ -162,12 +166,16 @@ class Commit:
 
 @dataclass(frozen=True)
 class BackendPage:
-    """One backend: its health, and its commits by last activity. `columns`: workflow and job of each column."""
+    """One backend: its health, and its commits by last activity. `columns`: workflow and job of each column.
+
+    `oncalls`: who looks after it.
+    """
 
     days: Days
     view: View
     arrived: datetime | None
     stale: bool
+    oncalls: list[str]
     health: Backend
     columns: list[tuple[str, str]]
     commits: list[Commit]
@@ -177,10 +185,11 @@ class BackendPage:
 
 @dataclass(frozen=True)
 class BackendOfPr:
-    """What a backend says about a pull request. `outdated`: this is of an earlier commit."""
+    """What a backend says about a pull request. `outdated`: this is of an earlier commit; `oncalls`: whom to ask."""
 
     commit: Commit
     outdated: bool
+    oncalls: list[str]
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ class KnownCommit:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What CI says about a pull request: all backends, the last active first, and the in-tree `runs` of `head_sha`.
+    """What CI says about a pull request: all backends, those that fail first, and the in-tree `runs` of `head_sha`.
 
     `tally` is of all that is shown of the backends; `commits`, newest first, are those that they reported on.
     """
@@ -213,9 +222,10 @@ class PullRequest:
 class OotBackends:
     """Asks the warehouse. Every method raises `WarehouseUnavailable`."""
 
-    def __init__(self, services: Services, ci_runs: CiRuns) -> None:
+    def __init__(self, services: Services, ci_runs: CiRuns, oncalls: Callable[[str], list[str]]) -> None:
         self._services = services
         self._ci_runs = ci_runs
+        self._oncalls = oncalls
         self._asking = ThreadPoolExecutor(8, "oot-queries")
         self._counter = ThreadPoolExecutor(1, "oot-hours")
         self._counted: Future[datetime | None] | None = None
@@ -254,9 +264,8 @@ class OotBackends:
             arrived, backends = health()
         backend = backends[0] if backends else Backend(repo, _level(found), Tally(), None, None, None, [])
         columns = sorted({(cell.newest.workflow_name, cell.newest.job_name) for row in found for cell in row.cells})
-        return BackendPage(
-            days, view, arrived, _stale(arrived), backend, columns, found, page, more=len(rows) > COMMITS
-        )
+        oncalls, more = self._oncalls(repo), len(rows) > COMMITS
+        return BackendPage(days, view, arrived, _stale(arrived), oncalls, backend, columns, found, page, more)
 
     def jobs(self, repo: str, delivery_id: str, check_run_id: str) -> list[JobDetails]:
         """The jobs of this id, which should be one."""
@@ -284,7 +293,7 @@ class OotBackends:
                 if row["pytorch_head_sha"] == sha or not head_sha:
                     newest[row["downstream_repo"]] = row
             shown = [row for row in rows if newest.get(row["downstream_repo"]) is row]
-            found = commits(shown, oot.jobs(client, shown))
+            found = sorted(commits(shown, oot.jobs(client, shown)), key=lambda commit: not commit.tally.red)
         return PullRequest(
             number,
             chosen,
@@ -292,7 +301,7 @@ class OotBackends:
             next((row["pr_author"] for row in rows if row["pr_author"]), ""),
             sha,
             tally(cell.newest for commit in found for cell in commit.cells),
-            [BackendOfPr(commit, commit.head_sha != sha) for commit in found],
+            [BackendOfPr(commit, commit.head_sha != sha, self._oncalls(commit.downstream_repo)) for commit in found],
             runs.result() if runs else [],
             known,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import floor
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -49,10 +49,10 @@ Sha = Annotated[str, Query(max_length=100)]
 PrFilter = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
-def oot_router(services: Services, pages: Jinja2Templates) -> APIRouter:
-    """The routes of the pages; those below `/api` answer with what the pages show."""
+def oot_router(services: Services, pages: Jinja2Templates, oncalls: Callable[[str], list[str]]) -> APIRouter:
+    """The routes of the pages; those below `/api` answer with what the pages show. `oncalls`: of a repository."""
     router = APIRouter(tags=["out-of-tree"])
-    backends = OotBackends(services, CiRuns(services))
+    backends = OotBackends(services, CiRuns(services), oncalls)
     environment: Any = pages.env
     environment.globals |= {
         "states": STATES,

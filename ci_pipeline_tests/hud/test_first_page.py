@@ -88,6 +88,16 @@ def test_a_run_with_a_killed_job_is_marked_incomplete_and_says_why(client: TestC
     assert "Models: models_ibis on multi: " in page
 
 
+def test_a_run_says_what_it_was_compared_with(client: TestClient) -> None:
+    page = client.get(f"/runs/{SECOND}").text
+    assert "Compared with Nvidia CI #1301 ( commits between )." in text(page)
+    found = client.get(f"/api/runs/{SECOND}").json()
+    [before] = found["against"]
+    assert f"/compare/{before['head_sha']}...{found['run']['head_sha']}" in page
+    assert "Compared with Nvidia CI #1302 (the same commit)." in text(client.get(f"/runs/{AMD}").text)
+    assert "Compared with" not in client.get(f"/runs/{FIRST}").text
+
+
 def test_a_lost_artifact_is_told_on_its_runs_page(client: TestClient) -> None:
     assert "PyTorch pipelines: single: no artifact" in text(client.get(f"/runs/{AMD}").text)
 

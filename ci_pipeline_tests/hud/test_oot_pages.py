@@ -326,6 +326,31 @@ def test_a_backend_that_only_saw_an_earlier_commit_says_so(warehouse: Client, cl
     assert "of an earlier commit" in text(client.get("/pr/7").text)
 
 
+def test_backends_that_fail_are_told_first(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job("org/failed", conclusion="failure", hours_ago=2),
+        job("org/timed-out", conclusion="timed_out", hours_ago=3),
+        job("org/passed", hours_ago=1),
+    )
+    backends = [entry["commit"]["downstream_repo"] for entry in api(client, "/pr/7")["backends"]]
+    assert backends == ["org/failed", "org/timed-out", "org/passed"]
+
+
+def test_a_backend_says_whom_to_ask(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    allowlist = tmp_path / "allowlist.yml"
+    allowlist.write_text('L2: [org/other]\nL4: [{org/backend: "ada, linus"}]\n')
+    settings = load_oot_settings(
+        CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_WAREHOUSE_URL=warehouse_url, CI_PIPELINE_OOT_ALLOWLIST=str(allowlist)
+    )
+    put(warehouse, job(), job("org/other"))
+    with TestClient(create_server(settings, load_profile("transformers")), base_url="http://127.0.0.1") as client:
+        assert "ask ada, linus" in text(client.get("/oot/org/backend").text)
+        assert text(client.get("/pr/7").text).count("ask ada, linus") == 1
+        assert api(client, "/oot/org/backend")["oncalls"] == ["ada", "linus"]
+        assert api(client, "/oot/org/other")["oncalls"] == []
+
+
 def test_earlier_commits_of_a_pull_request_are_a_link_away(warehouse: Client, client: TestClient) -> None:
     old, new = "a" * 40, "b" * 40
     put(
