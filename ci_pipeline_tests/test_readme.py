@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands there."""
+"""Every command of the README, run as it stands there; `make run` has `test_up` to itself."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {"CI_PIPELINE_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
-def test_the_readme_names_only_commands_that_this_module_runs():
+def test_the_readme_names_only_commands_that_are_run_here():
     assert {shlex.split(command)[0] for command in commands()} == {"make", "ci-pipeline"}
     assert [command for command in commands() if command.startswith("make")] == ["make run", "make test"]
 
@@ -106,22 +106,6 @@ def test_the_workflow_of_a_backend_gives_the_action_what_it_takes():
 def test_the_relay_takes_the_allowlist_of_the_documentation():
     entries = parse_allowlist(blocks("yaml", OUT_OF_TREE)[0])
     assert {entry.level for entry in entries} == {"L1", "L2", "L3", "L4"}
-
-
-@pytest.mark.slow
-def test_make_run_makes_the_reports_and_ends(tmp_path: Path):
-    free = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    names = ("--dagster-port", "--hud-port", "--warehouse-port")
-    ports = " ".join(f"{name} {s.getsockname()[1]}" for name, s in zip(names, free, strict=True))
-    for s in free:
-        s.close()
-    # The checkout as it is, with the environment that runs this test: nothing is installed again.
-    make = ["make", "--no-print-directory", "--old-file=.venv/.ready", f"BIN={BIN}", "run", f"ARGS=--once {ports}"]
-    done = subprocess.run(
-        make, env=environment(tmp_path / "home"), cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "new failure" in done.stdout
 
 
 def test_make_test_is_what_runs_the_tests():

@@ -1,4 +1,4 @@
-"""`ci-pipeline up`: everything on one machine, really started and really stopped."""
+"""`make run` and `ci-pipeline up`: everything on one machine, really started and really stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -19,6 +19,10 @@ import pytest
 from ci_pipeline.sample import build, install
 
 LINUX = sys.platform == "linux"
+ROOT = Path(__file__).parent.parent
+UP = [sys.executable, "-m", "ci_pipeline.cli", "up"]
+# The checkout as it is, with the environment that runs this test: nothing is installed again.
+MAKE_RUN = ["make", "--no-print-directory", "--old-file=.venv/.ready", f"BIN={Path(sys.executable).parent}", "run"]
 SECONDS = 240  # on a machine that has much else to do
 FIRST, SECOND, AMD = (str(night.run_id) for night in build.NIGHTS)
 
@@ -33,27 +37,24 @@ class Up:
         self.dagster, self.hud, self.warehouse = ports = [s.getsockname()[1] for s in sockets]
         for s in sockets:
             s.close()
-        names = ("--dagster-port", "--hud-port", "--warehouse-port")
-        self.options = [word for name, port in zip(names, ports, strict=True) for word in (name, str(port))]
         unset = {
             name for name in os.environ if name.startswith(("CI_PIPELINE_", "CI_SLACK", "SLACK_", "HF_", "GITHUB_"))
         }
         self.environment = {name: value for name, value in os.environ.items() if name not in unset}
+        names = ("DAGSTER_PORT", "HUD_PORT", "WAREHOUSE_PORT")
+        self.environment |= {name: str(port) for name, port in zip(names, ports, strict=True)}
         self.environment["CI_PIPELINE_HOME"] = str(home)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, command: Sequence[str] = UP) -> subprocess.Popen[bytes]:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ci_pipeline.cli", "up", *self.options, *arguments],
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                [*command, *arguments], env=self.environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
             )
         return self.process
 
-    def run(self, *arguments: str) -> int:
-        return self.start(*arguments).wait(SECONDS)
+    def run(self, *arguments: str, command: Sequence[str] = UP) -> int:
+        return self.start(*arguments, command=command).wait(SECONDS)
 
     def text(self) -> str:
         return self.output.read_text("utf-8")
@@ -102,11 +103,12 @@ def up(tmp_path: Path) -> Iterator[Up]:
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(2 * SECONDS)]
 
 
-def test_once_makes_the_reports_of_the_sample_and_leaves_nothing_behind(up: Up) -> None:
-    assert up.run("--once") == 0, up.text()
+def test_make_run_once_makes_the_reports_of_the_sample_and_leaves_nothing_behind(up: Up) -> None:
+    assert up.run("ARGS=--once", command=MAKE_RUN) == 0, up.text()
     for number in ("#1301", "#1302", "#417"):
         assert number in up.text()
     assert up.text().count("incomplete") == 2
+    assert "new failure" in up.text()
     assert len(list((up.home / "outbox" / "slack").rglob("main.json"))) == 6
     if LINUX:
         assert up.nothing_is_left()
@@ -152,6 +154,8 @@ def test_a_child_that_dies_is_named_and_the_others_stop(up: Up) -> None:
 
 
 def test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start(up: Up) -> None:
+    install(up.home / "inbox")
+    shutil.rmtree(up.home / "inbox" / AMD)
     process = up.start()
     up.wait_until(lambda: (up.home / "outbox" / "slack").exists())
     process.kill()
@@ -161,7 +165,7 @@ def test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start(u
         time.sleep(0.2)
     assert up.nothing_is_left()
     assert up.run("--once") == 0, up.text()
-    assert len(list((up.home / "outbox" / "slack").rglob("main.json"))) == 6
+    assert len(list((up.home / "outbox" / "slack").rglob("main.json"))) == 4
 
 
 if not LINUX:  # these look at /proc, and only there does a child hear of its parent's end
