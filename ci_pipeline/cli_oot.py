@@ -56,7 +56,7 @@ def dispatch(repo: str, delivery_id: str, pr: int | None, sha: str) -> None:
     with _store(settings) as store:
         store.register_dispatch(told).result()
         token = mint(told, store.signing_key().result(), settings.oot_state_days)
-    fields = {name: getattr(told, name) for name in Dispatch.__slots__ if name != "told"}
+    fields = {name: getattr(told, name) for name in Dispatch.__slots__ if name != "told_until"}
     click.echo(json.dumps({**fields, "callback_token": token}, ensure_ascii=False))
 
 

@@ -155,7 +155,8 @@ async def github_webhook(request: Request) -> Response:
             valid_days=settings.oot_state_days,
         )
         if told.failed and not (told.dispatched or told.already_dispatched):
-            raise Refused(502, f"no repository could be told: {next(iter(told.failed.values()))}")
+            reasons = "; ".join(f"{repo}: {reason}" for repo, reason in told.failed.items())
+            raise Refused(502, f"no repository could be told: {reasons}")
         return {"ok": True, **asdict(told)}
 
     return await _answer(request, take, MAX_WEBHOOK_BYTES)

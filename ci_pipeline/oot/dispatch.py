@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from asyncio import wrap_future
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import httpx2
-from gidgethub import BadRequest, ValidationFailure
+from gidgethub import BadRequest, GitHubException, HTTPException, ValidationFailure
 from gidgethub.apps import get_installation_access_token, get_jwt
 from gidgethub.httpx import GitHubAPI
 from gidgethub.sansio import validate_event
 from jwt import PyJWTError
+from jwt.algorithms import RSAAlgorithm
 from pydantic import SecretStr
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.allowlist import Allowlist, Entry
@@ -50,12 +51,6 @@ class Told:
 
 _AT_ONCE = 8
 _PATIENCE = 8.0  # seconds for one repository; GitHub itself waits 10 for our answer
-
-
-async def register(store: Store, dispatch: Dispatch, valid_days: float = 3.0) -> str:
-    """Remember a dispatch, so that callbacks of its jobs are taken; the answer is its `callback_token`."""
-    await wrap_future(store.register_dispatch(dispatch))
-    return mint(dispatch, await wrap_future(store.signing_key()), valid_days)
 
 
 def verify_signature(body: bytes, signature: str, secret: SecretStr | None) -> None:
@@ -145,36 +140,44 @@ class GitHubApp:
     def __init__(self, api_url: str, app_id: str, private_key: str) -> None:
         self._api_url = api_url.rstrip("/")
         self._app_id = app_id
-        self._private_key = private_key.replace("\\n", "\n")  # as some environments carry it
         try:
+            # Read once, which takes 50 ms. Some environments carry a text of many lines as one.
+            self._private_key: Any = RSAAlgorithm(RSAAlgorithm.SHA256).prepare_key(private_key.replace("\\n", "\n"))
             get_jwt(app_id=app_id, private_key=self._private_key)
-        except (PyJWTError, ValueError):
+        except (PyJWTError, ValueError, AttributeError):
             raise SettingsError("GITHUB_APP_PRIVATE_KEY: must be the App's private key, a PEM text") from None
+        self._certificates = httpx2.create_ssl_context()  # 40 ms, once
         self._tokens: dict[str, tuple[float, str]] = {}  # by repository, with the time until which they are good
 
-    @asynccontextmanager
-    async def _github(self) -> AsyncGenerator[GitHubAPI]:
-        async with httpx2.AsyncClient(timeout=5.0) as client:
-            yield GitHubAPI(client, "ci-pipeline", base_url=self._api_url)
+    def client(self) -> httpx2.AsyncClient:
+        """Connections to GitHub, for `dispatch`; the caller closes them."""
+        return httpx2.AsyncClient(timeout=5.0, verify=self._certificates)
 
-    async def dispatch(self, repo: str, event_type: str, client_payload: dict[str, Any]) -> None:
+    async def dispatch(
+        self, client: httpx2.AsyncClient, repo: str, event_type: str, client_payload: dict[str, Any]
+    ) -> None:
         """Send one `repository_dispatch`.
 
         Raises:
             gidgethub.GitHubException, httpx2.HTTPError: after three attempts, or at once when GitHub says no.
         """
+
+        def forget_token(_: RetryCallState) -> None:  # it may have been withdrawn
+            self._tokens.pop(repo, None)
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda error: not isinstance(error, BadRequest)),
-            wait=wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
+            retry=retry_if_exception(_is_passing),
+            wait=_wait,
+            before_sleep=forget_token,
             stop=stop_after_attempt(3),
             reraise=True,
         )
         async for attempt in retrying:
             with attempt:
-                async with self._github() as github:
-                    token = await self._token(github, repo)
-                    data = {"event_type": event_type, "client_payload": client_payload}
-                    await github.post(f"/repos/{repo}/dispatches", data=data, oauth_token=token)
+                github = GitHubAPI(client, "ci-pipeline", base_url=self._api_url)
+                token = await self._token(github, repo)
+                data = {"event_type": event_type, "client_payload": client_payload}
+                await github.post(f"/repos/{repo}/dispatches", data=data, oauth_token=token)
 
     async def _token(self, github: GitHubAPI, repo: str) -> str:
         good_until, token = self._tokens.get(repo, (0.0, ""))
@@ -187,6 +190,34 @@ class GitHubApp:
         )
         self._tokens[repo] = (datetime.fromisoformat(answer["expires_at"]).timestamp() - 60, answer["token"])
         return answer["token"]
+
+
+_backoff = wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """GitHub is broken, busy for a moment, or does not know its own token any more; any other no stays one."""
+    if not isinstance(error, BadRequest):
+        return isinstance(error, GitHubException | httpx2.HTTPError)
+    busy = error.status_code == 429 or "retry-after" in error.headers
+    return error.status_code == 401 or (busy and _retry_after(error) < _PATIENCE / 2)
+
+
+def _wait(state: RetryCallState) -> float:
+    return _backoff(state) + _retry_after(state.outcome and state.outcome.exception())
+
+
+def _retry_after(error: BaseException | None) -> float:
+    after = error.headers.get("retry-after", "") if isinstance(error, HTTPException) else ""
+    return float(after) if after.isdecimal() else 0.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"GitHub took longer than {_PATIENCE:g} s"
+    if isinstance(error, BadRequest) and error.status_code == 404:
+        return f"{error}: is the App installed there?"
+    return f"{type(error).__name__}: {error}"
 
 
 async def dispatch_event(
@@ -214,25 +245,30 @@ async def dispatch_event(
 
     async def tell(entry: Entry) -> None:
         repo = entry.repo
-        try:
-            async with at_once, asyncio.timeout(_PATIENCE):
-                known = await asyncio.to_thread(store.dispatch, delivery_id, repo)
-                if known and known.told:
-                    told.already_dispatched.append(repo)
-                    return
-                now = replace(dispatch, repo=repo, dispatched_at=time.time())
-                # Remembered first: a fast job may report before GitHub has answered us.
-                token = await register(store, now, valid_days)
-                await app.dispatch(repo, event, {**envelope, "callback_token": token})
-        except Exception as error:  # whatever it is, the other repositories are told
-            log.exception("%s was not told of %s %s", repo, event, delivery_id)
-            told.failed[repo] = f"{type(error).__name__}: {error}"
-            return
-        told.dispatched.append(repo)
-        try:
-            await wrap_future(store.register_dispatch(replace(now, told=True)))
-        except StoreUnavailable:
-            log.exception("%s would be told again of %s %s", repo, event, delivery_id)
+        async with at_once:
+            now = time.time()
+            telling = replace(dispatch, repo=repo, dispatched_at=now, told_until=now + _PATIENCE)
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    # Remembered first: a fast job may report before GitHub has answered us.
+                    if not await wrap_future(store.claim_dispatch(telling)):
+                        told.already_dispatched.append(repo)
+                        return
+                    token = mint(telling, await wrap_future(store.signing_key()), valid_days)
+                    await app.dispatch(client, repo, event, {**envelope, "callback_token": token})
+                told.dispatched.append(repo)
+            except Exception as error:  # whatever it is, the other repositories are told
+                told.failed[repo] = _reason(error)
+                expected = isinstance(error, GitHubException | httpx2.HTTPError | StoreUnavailable | TimeoutError)
+                log.error(
+                    "%s not told of %s %s: %s", repo, event, delivery_id, told.failed[repo], exc_info=not expected
+                )
+            until = 0.0 if repo in told.failed else math.inf
+            try:
+                await wrap_future(store.register_dispatch(replace(telling, told_until=until)))
+            except StoreUnavailable as error:
+                log.error("%s may be told again of %s %s: %s", repo, event, delivery_id, error)
 
-    await asyncio.gather(*map(tell, allowlist))
+    async with app.client() as client:
+        await asyncio.gather(*map(tell, allowlist))
     return told

@@ -123,6 +123,19 @@ class DynamoDBStore:
         item = self._item(_dispatch_key(dispatch.delivery_id, dispatch.repo), _fields(dispatch))
         return self._submit(lambda: self._client.put_item(TableName=self.lifecycle_table, Item=item) and None)
 
+    def claim_dispatch(self, dispatch: Dispatch) -> Future[bool]:
+        key, fields = _dispatch_key(dispatch.delivery_id, dispatch.repo), _fields(dispatch)
+
+        def work() -> bool:
+            known = self._get(key)
+            # The answer to a write of ours may have been lost.
+            if known and known != fields and dispatch.dispatched_at < Dispatch(*known).told_until:
+                return False
+            self._put_or_changed(self._conditional_put(key, known, fields))
+            return True
+
+        return self._submit(lambda: _until_unchanged(work))
+
     def advance(
         self, step: Step, now: float, effect: Callable[[Transition], Record], *, rate_limit: int = 0
     ) -> Future[Transition | None]:
@@ -219,11 +232,7 @@ class DynamoDBStore:
             recent = [at for at in known if at > now - RATE_WINDOW]
             if len(recent) >= rate_limit:
                 raise too_many(repo, rate_limit, recent[-rate_limit] + RATE_WINDOW - now)
-            put = self._conditional_put(key, known or None, [*recent, round(now, 3)])
-            try:
-                self._client.put_item(**put)
-            except self._client.exceptions.ConditionalCheckFailedException as error:
-                raise _Changed from error
+            self._put_or_changed(self._conditional_put(key, known or None, [*recent, round(now, 3)]))
 
         key = f"requests {repo}"
         with self._counting[repo]:  # so that only other workers are in the way
@@ -275,6 +284,12 @@ class DynamoDBStore:
             "ExpressionAttributeValues": {":known": value},
         }
 
+    def _put_or_changed(self, put: dict[str, Any]) -> None:
+        try:
+            self._client.put_item(**put)
+        except self._client.exceptions.ConditionalCheckFailedException as error:
+            raise _Changed from error
+
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         def guarded() -> T:
             with _unavailable():
@@ -292,11 +307,6 @@ class DynamoDBStore:
             key = {"dynamoKey": {"S": dynamo_key}}
             item = self._client.get_item(TableName=self.table, Key=key, ConsistentRead=True).get("Item")
         return _change(item).record if item else None
-
-    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None:
-        with _unavailable():
-            known = self._get(_dispatch_key(delivery_id, repo))
-        return Dispatch(*known) if known else None
 
     def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
         scan: dict[str, Any] = {"TableName": self.table, "ConsistentRead": True}

@@ -15,8 +15,8 @@ Status = Literal["in_progress", "completed"]
 class Dispatch:
     """A repository was told of a pull request or push.
 
-    `dispatched_at` is in seconds since 1970. `pr_number` is 0 for a push; None and "" stand for not known. `told`:
-    GitHub took the message.
+    Times are in seconds since 1970. `pr_number` is 0 for a push; None and "" stand for not known. `told_until`: before
+    then nobody else tells it, since GitHub took the message, or somebody is about to send it.
     """
 
     delivery_id: str
@@ -24,7 +24,7 @@ class Dispatch:
     dispatched_at: float
     pr_number: int | None = None
     head_sha: str = ""
-    told: bool = False
+    told_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, wait_exponen
 from ci_pipeline.oot.lifecycle import Step, Transition
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.oot.store import Message
+from ci_pipeline.quick_ack import acknowledge_head
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ class _Undelivered(Exception):
     pass
 
 
+def _head_is_read(response: httpx2.Response) -> None:
+    acknowledge_head(response.extensions)
+
+
 class Outbox:
     """Sends the messages of one SQLite store to `<url>/api/oot/results`; workers on one store take turns.
 
@@ -36,7 +41,9 @@ class Outbox:
     def __init__(self, store: SqliteStore, url: str, token: str, *, patience: float = 2.0) -> None:
         self._store = store
         self._url = url.rstrip("/") + "/api/oot/results"
-        self._client = httpx2.Client(headers={"X-OOT-Relay-Token": token}, timeout=10.0)
+        self._client = httpx2.Client(
+            headers={"X-OOT-Relay-Token": token}, timeout=10.0, event_hooks={"response": [_head_is_read]}
+        )
         self._patience = patience
         self._turn = os.open(f"{store.path}.outbox.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._wake = threading.Event()
@@ -51,7 +58,8 @@ class Outbox:
         self, step: Step, now: float, message: Callable[[Transition], Message], *, rate_limit: int = 0
     ) -> bool:
         """`Store.advance` with a message in place of a record; True when the HUD has it by now."""
-        if await wrap_future(self._store.advance(step, now, message, rate_limit=rate_limit)) is None:
+        transition = await wrap_future(self._store.advance(step, now, message, rate_limit=rate_limit))
+        if transition is None and not self.pending():
             return True
         newest = self._store.newest_message()
         self._wake.set()
@@ -116,7 +124,7 @@ class Outbox:
     def _deliver(self, id: int, body: bytes) -> None:
         for attempt in Retrying(
             retry=retry_if_exception_type((_Undelivered, httpx2.HTTPError)),
-            wait=wait_exponential_jitter(multiplier=0.2, max=30.0, jitter=0.2),
+            wait=wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.2),
             sleep=self._pause,
             stop=lambda _: self._closed.is_set(),
         ):

@@ -147,6 +147,18 @@ class SqliteStore:
         key, expires_at = _dispatch_key(dispatch.delivery_id, dispatch.repo), time.time() + self._state_seconds
         return self._submit(lambda connection: _put(connection, key, dispatch, expires_at))
 
+    def claim_dispatch(self, dispatch: Dispatch) -> Future[bool]:
+        key, expires_at = _dispatch_key(dispatch.delivery_id, dispatch.repo), time.time() + self._state_seconds
+
+        def work(connection: sqlite3.Connection) -> bool:
+            known = _get(connection, key, Dispatch)
+            if known and dispatch.dispatched_at < known.told_until:
+                return False
+            _put(connection, key, dispatch, expires_at)
+            return True
+
+        return self._submit(work)
+
     def advance(
         self, step: Step, now: float, effect: Callable[[Transition], Record | Message], *, rate_limit: int = 0
     ) -> Future[Transition | None]:
@@ -207,10 +219,6 @@ class SqliteStore:
     def record(self, dynamo_key: str) -> Record | None:
         rows = self._query("SELECT * FROM oot_workflow_job WHERE dynamoKey = ?", dynamo_key)
         return _change(rows[0]).record if rows else None
-
-    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None:
-        rows = self._query(_LIVE, _dispatch_key(delivery_id, repo), time.time())
-        return Dispatch(*json.loads(rows[0]["item"])) if rows else None
 
     def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
         query = "SELECT * FROM oot_workflow_job WHERE changed_at >= ? AND changed_at < ?"

@@ -86,7 +86,9 @@ class Store(Protocol):
         """Remember a dispatch; one that is made again counts from then on."""
         ...
 
-    def dispatch(self, delivery_id: str, repo: str) -> Dispatch | None: ...
+    def claim_dispatch(self, dispatch: Dispatch) -> Future[bool]:
+        """`register_dispatch`, unless it was told or is being told: then False. Of several at once one gets it."""
+        ...
 
     def advance(
         self, step: Step, now: float, effect: Callable[[Transition], Record], *, rate_limit: int = 0

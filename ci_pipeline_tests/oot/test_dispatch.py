@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from ci_pipeline.hud.relay import create_relay
+from ci_pipeline.oot import dispatch
 from ci_pipeline.oot.dispatch import CLIENT_PAYLOAD_BYTES, trimmed
 from ci_pipeline.settings import OotSettings, SettingsError
 from ci_pipeline_tests.oot.conftest import callback
@@ -186,14 +189,65 @@ def test_a_delivery_that_no_callback_could_name_is_refused(
     assert github.requests == []
 
 
-def test_when_nobody_can_be_told_the_delivery_fails(client: TestClient, github: GitHubAppServer):
+def test_of_two_deliveries_at_once_a_repository_hears_once(client: TestClient, github: GitHubAppServer):
+    # GitHub gives an event one id, and sends it to the App and to the repository's own webhook.
+    github.fail(path="/dispatches", status=204, delay=0.3, times=len(EVERYBODY))
+    with ThreadPoolExecutor(2) as pool:
+        answers = [answer.json() for answer in pool.map(lambda _: webhook(client, pull_request()), range(2))]
+    assert sorted(repo for answer in answers for repo in answer["dispatched"]) == sorted(EVERYBODY)
+    assert sorted(repo for answer in answers for repo in answer["already_dispatched"]) == sorted(EVERYBODY)
+    assert sum(request.path.endswith("/dispatches") for request in github.requests) == len(EVERYBODY)
+
+
+def test_when_nobody_can_be_told_the_delivery_fails_and_says_why_for_each(client: TestClient, github: GitHubAppServer):
     github.missing = EVERYBODY
-    assert webhook(client, pull_request()).status_code == 502
+    answer = webhook(client, pull_request())
+    assert answer.status_code == 502
+    for repo in EVERYBODY:
+        assert f"{repo}: Not Found: is the App installed there?" in answer.json()["detail"]
+
+
+def test_a_repository_that_takes_too_long_is_one_line(
+    client: TestClient, github: GitHubAppServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(dispatch, "_PATIENCE", 0.3)
+    github.fail(path="org/other/dispatches", status=204, delay=1.0)
+    assert webhook(client, pull_request()).json()["failed"] == {"org/other": "GitHub took longer than 0.3 s"}
+    assert "Traceback" not in caplog.text
 
 
 def test_a_hiccup_of_github_is_tried_again(client: TestClient, github: GitHubAppServer):
     github.fail(path="/dispatches", status=502, times=2)
     assert set(webhook(client, pull_request()).json()["dispatched"]) == EVERYBODY
+
+
+@pytest.mark.parametrize(("status", "headers"), [(429, {}), (429, {"Retry-After": "1"}), (403, {"Retry-After": "1"})])
+def test_a_moment_that_github_asks_for_is_waited(
+    client: TestClient, github: GitHubAppServer, status: int, headers: dict[str, str]
+):
+    github.fail(path="org/other/dispatches", status=status, headers=headers)
+    start = time.monotonic()
+    assert set(webhook(client, pull_request()).json()["dispatched"]) == EVERYBODY
+    assert not headers or time.monotonic() - start > 1
+
+
+def test_a_minute_that_github_asks_for_is_not_waited(client: TestClient, github: GitHubAppServer):
+    github.fail(path="org/other/dispatches", status=429, headers={"Retry-After": "60"}, body={"message": "slow down"})
+    assert "slow down" in webhook(client, pull_request()).json()["failed"]["org/other"]
+
+
+def test_a_token_that_was_withdrawn_is_asked_for_anew(client: TestClient, github: GitHubAppServer):
+    webhook(client, pull_request())
+    github.fail(path="org/other/dispatches", status=401)
+    before = len(github.requests)
+    assert set(webhook(client, pull_request(), delivery_id="delivery-2").json()["dispatched"]) == EVERYBODY
+    assert sum("access_tokens" in request.path for request in github.requests[before:]) == 1
+
+
+def test_all_that_an_event_needs_of_github_takes_few_connections(client: TestClient, github: GitHubAppServer):
+    webhook(client, pull_request())
+    assert len(github.requests) == 3 * len(EVERYBODY)
+    assert github.connections <= len(EVERYBODY)
 
 
 def test_tokens_of_installations_are_kept(client: TestClient, github: GitHubAppServer):

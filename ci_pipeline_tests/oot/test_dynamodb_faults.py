@@ -68,6 +68,13 @@ def test_a_transaction_whose_answer_was_lost_is_not_made_twice(
     assert [change.version for change in changes(store)] == [1, 2]
 
 
+def test_a_claim_whose_answer_was_lost_is_still_ours(store: DynamoDBStore, dynamodb: DynamoDBServer):
+    dynamodb.fail("PutItem", cut=True, after=True)
+    claim = Dispatch("delivery-2", "org/backend", dispatched_at=1000.0, told_until=1008.0)
+    assert store.claim_dispatch(claim).result()
+    assert dynamodb.calls("PutItem") > 1
+
+
 def test_while_transactions_fail_nothing_is_acknowledged_and_nothing_written(
     store: DynamoDBStore, dynamodb: DynamoDBServer
 ):

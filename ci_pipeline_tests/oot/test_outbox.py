@@ -93,6 +93,17 @@ def test_while_the_hud_is_down_callbacks_are_queued_and_delivered_later_in_order
     assert eventually(lambda: send(client, issuer, callback("completed")).json()["status"] == "completed")
 
 
+def test_a_retry_of_what_waits_for_the_hud_waits_too(client: TestClient, issuer: OidcServer, hud: HudServer):
+    send(client, issuer, callback("in_progress"))
+    hud.fail(status=503, times=1000)
+    for _ in range(2):
+        assert send(client, issuer, callback("completed")).json()["status"] == "queued"
+    hud.faults.clear()
+    assert eventually(lambda: send(client, issuer, callback("completed")).json()["status"] == "completed")
+    hud.fail(status=503, times=1000)  # of what arrived long ago
+    assert send(client, issuer, callback("in_progress")).json()["status"] == "in_progress"
+
+
 def test_a_cut_connection_delivers_again_and_not_less(client: TestClient, issuer: OidcServer, hud: HudServer):
     hud.fail(cut=True, after=True)
     send(client, issuer, callback("in_progress"))
@@ -156,6 +167,17 @@ def test_two_workers_deliver_in_turns_and_each_message_once(tmp_path: Path, hud:
     assert sorted(result["n"] for result in hud.results) == list(range(40))
     for part in (*outboxes, *stores):
         part.close()
+
+
+def test_an_answer_in_two_pieces_is_acknowledged_at_once(tmp_path: Path, hud: HudServer):
+    hud.in_two_pieces = True
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        for n in range(30):
+            store.advance(step(n), 0.0, lambda _, n=n: message(n)).result()
+        start = time.monotonic()
+        with closing(Outbox(store, hud.url, hud.token)):
+            assert eventually(lambda: len(hud.results) == 30)
+        assert time.monotonic() - start < 30 * 0.03  # Linux acknowledges after 0.04
 
 
 def test_closing_does_not_wait_for_a_hud_that_is_down(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,6 +104,20 @@ def test_a_dispatch_that_is_made_again_counts_from_then_on(store: Store):
     store.register_dispatch(replace(DISPATCH, dispatched_at=1008.0)).result()
     advance(store, IN_PROGRESS, now=1010.0)
     assert store.record(KEY) == record(queue_time=2.0)
+
+
+def test_of_many_that_would_tell_a_repository_at_once_one_does(store: Store):
+    claims = [replace(DISPATCH, dispatched_at=1000.0 + n, told_until=1050.0 + n) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda claim: store.claim_dispatch(claim).result(), claims)) == 1
+    assert advance(store, IN_PROGRESS, now=1010.0)
+
+
+def test_what_was_told_is_not_told_again_and_what_was_not_is(store: Store):
+    later = replace(DISPATCH, dispatched_at=2000.0, told_until=2008.0)
+    for told_until, is_ours in ((0.0, True), (1999.0, True), (2001.0, False), (math.inf, False)):
+        store.register_dispatch(replace(DISPATCH, told_until=told_until)).result()
+        assert store.claim_dispatch(later).result() is is_ours
 
 
 def test_a_completed_without_a_field_does_not_erase_it(store: Store):
