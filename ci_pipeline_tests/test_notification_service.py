@@ -206,6 +206,7 @@ def test_example_7_new_failures_for_slack_and_for_a_file(services: RecordedServi
         prev_ci_artifacts=(1, prev_artifacts), with_header=False, to_truncate=False
     )
     assert len(new_failure_blocks) == 2
+    assert new_failure_blocks[0]["text"]["text"].endswith("(compared to previous run)")
     assert new_failure_blocks[-1]["text"]["text"].endswith("[Truncated]")
     assert complete_failures[-1]["text"]["text"].count("\n\n") == len(tests)
     known = {"ci_results_run_models_gpu": {"model_results.json": json.dumps(failing(OLD, *tests))}}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
@@ -42,7 +43,7 @@ class Hub(Protocol):
 
 
 class HubClient:
-    """The Hub's datasets. Each upload also keeps the dataset's card, unless a person wrote one."""
+    """The Hub's datasets. An upload also writes the dataset's card, unless a person wrote one or the Hub refuses it."""
 
     where: Literal["hub", "outbox"] = "hub"
 
@@ -51,15 +52,20 @@ class HubClient:
 
     def upload(self, files: Mapping[str, bytes], *, repo_id: str, message: str) -> str:
         """The commit's id. Raises as `upload` does."""
-        with_card = {**files, "README.md": dataset_card(repo_id)} if self._card_is_ours(repo_id) else files
-        return upload(
-            with_card,
+        commit = partial(
+            upload,
             repo_id=repo_id,
             message=message,
             endpoint=self._endpoint,
             token=self._token,
             patience=self._patience,
         )
+        if self._card_is_ours(repo_id):
+            try:
+                return commit({**files, "README.md": dataset_card(repo_id)})
+            except HubRefused as refused:
+                log.info("%s; trying without the dataset's card", refused)
+        return commit(files)
 
     def url(self, repo_id: str, commit: str) -> str:
         return f"{self._endpoint}/datasets/{repo_id}/tree/{commit}"
@@ -237,6 +243,7 @@ def _api(endpoint: str, token: str) -> HfApi:
     set_client_factory(
         lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_head_is_read]})
     )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed try is told once, by us
     return HfApi(endpoint, token)
 
 
@@ -267,6 +274,8 @@ def _wait(state: RetryCallState) -> float:
 
 def _reason(error: Exception) -> str:
     """An error in one line."""
+    if isinstance(error, (AttributeError, KeyError, TypeError, json.JSONDecodeError)):
+        return f"the Hub's answer is not understood: {error!r}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
     return f"HTTP {status}: {text}" if status else text

@@ -376,8 +376,10 @@ class ClassicReport:
         return section(text, button(label, compared.file_url))
 
     def _compared_to(self, compared: Compared) -> str:
-        runs = self.run_url.rpartition("/")[0]
-        return f"compared to {escape(compared.label)}: {link(f'{runs}/{compared.run_id}', str(compared.run_id))}"
+        runs, run_id = self.run_url.rpartition("/")[0], compared.run_id
+        return f"compared to {escape(compared.label)}" + (
+            f": {link(f'{runs}/{run_id}', str(run_id))}" if run_id else ""
+        )
 
     def failure_list(self, failures: Sequence[Where], *, to_truncate: bool = True) -> str:
         """Failing tests, each with the jobs it fails in, one paragraph per test; as mrkdwn, or whole for a file."""

@@ -255,8 +255,8 @@ class GitHubSource:
         async def download() -> None:
             async with self._client.stream("GET", url, headers=headers) as response:
                 if response.status_code != 200:
-                    body = await response.aread()
-                    gidgethub.sansio.decipher_response(_known_status(response.status_code), response.headers, body)
+                    status, body = _answer(response.status_code, await response.aread())
+                    gidgethub.sansio.decipher_response(status, response.headers, body)
                 with file.open("wb") as out:
                     async for chunk in response.aiter_bytes():
                         out.write(chunk)
@@ -449,9 +449,8 @@ class _GitHub(gidgethub.httpx.GitHubAPI):
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b""
     ) -> tuple[int, Mapping[str, str], bytes]:
         status, answer_headers, answer = await super()._request(method, url, headers, body)
-        if status >= 400 and not answer.lstrip().startswith(b"{"):
-            answer = b""  # a proxy's page, whatever it calls itself: the status says enough
-        return _known_status(status), answer_headers, answer
+        status, answer = _answer(status, answer)
+        return status, answer_headers, answer
 
 
 class _RecentAnswers(OrderedDict[str, Any]):
@@ -463,9 +462,12 @@ class _RecentAnswers(OrderedDict[str, Any]):
             self.popitem(last=False)
 
 
-def _known_status(status: int) -> int:
-    """gidgethub fails on statuses that Python does not know, such as a proxy's 520."""
-    return status if status in set(HTTPStatus) else status // 100 * 100
+def _answer(status: int, body: bytes) -> tuple[int, bytes]:
+    """A status and a body that gidgethub can read: it fails on statuses that Python does not know, such as a proxy's
+    520, and on pages of proxies and of the blob storage that call themselves JSON.
+    """
+    known = status if status in set(HTTPStatus) else status // 100 * 100
+    return known, b"" if status >= 400 and not body.lstrip().startswith(b"{") else body
 
 
 def _pause(error: BaseException | None, attempt: int) -> float | None:

@@ -9,6 +9,7 @@ import pytest
 from ci_pipeline.publish import hub
 from ci_pipeline.publish.ledger import Ledger
 from ci_pipeline.publish.outbox import HubOutbox
+from ci_pipeline_tests.servers.base import Response
 from ci_pipeline_tests.servers.hub import HubServer
 
 FILES = {
@@ -97,6 +98,27 @@ def test_a_card_that_cannot_be_read_is_left_alone(client: hub.HubClient, hub_ser
 
 
 @pytest.mark.usefixtures("short_waits")
+def test_a_card_that_is_refused_does_not_cost_the_files(client: hub.HubClient, hub_server: HubServer):
+    hub_server.fail("/api/validate-yaml", status=404)
+    client.upload(FILES, repo_id="acme/ci", message="CI results")
+    assert hub_server.repos["acme/ci"] == FILES
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"null", b'{"files": []}'])
+def test_an_answer_that_is_no_commit_is_told_as_what_it_is(hub_server: HubServer, answer: bytes):
+    hub_server.handle = lambda request: Response(200, answer)
+    with pytest.raises(hub.HubRefused, match="the Hub's answer is not understood"):
+        upload(hub_server)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(hub_server: HubServer, caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub_server.fail(cut=True, times=100)
+    with pytest.raises(hub.HubUnavailable, match="files not uploaded to"):
+        upload(hub_server, patience=0)
+    assert not caplog.messages
+
+
 def test_while_the_hub_is_down_uploads_are_kept_and_made_later_in_order_and_once(
     client: hub.HubClient, hub_server: HubServer, ledger: Ledger
 ):
@@ -118,10 +140,10 @@ def test_while_the_hub_is_down_uploads_are_kept_and_made_later_in_order_and_once
 def test_an_upload_that_is_refused_does_not_hold_up_the_others(
     client: hub.HubClient, hub_server: HubServer, ledger: Ledger
 ):
-    hub_server.fail("/commit/", status=400, body={"error": "bad path"})
+    hub_server.fail("/commit/", status=400, body={"error": "bad path"}, times=2)  # with and without the card
     refused = hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1/models", hub=client, ledger=ledger)
     assert (refused.where, "bad path" in refused.detail) == ("pending", True)
-    hub_server.fail("/preupload/", status=400, body={"error": "bad path"})
+    hub_server.fail("/preupload/", status=400, body={"error": "bad path"}, times=2)
     ledger.write("hub/pending/other", {"repo_id": "acme/ci", "message": "m", "files": {"a": "YQ=="}})
     assert [d.where for d in hub.deliver_pending(hub=client, ledger=ledger)] == ["pending", "hub"]
 

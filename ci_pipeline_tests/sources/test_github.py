@@ -379,6 +379,15 @@ def test_a_download_that_breaks_is_tried_again(github, source, tmp_path, fault):
     assert (tmp_path / "report" / "log.txt").stat().st_size == 500_000
 
 
+def test_a_blob_storage_that_says_no_in_xml_is_asked_once(github, source, tmp_path):
+    github.add_artifact(5, "report")
+    xml = Response(403, b"<Error/>", {"content-type": "application/json"})
+    github.storage.handle = lambda request: xml
+    with pytest.raises(SourceError, match="403 Forbidden"):
+        source.artifact(5, "report", tmp_path)
+    assert len(github.storage.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "content", "reason"),
     [
