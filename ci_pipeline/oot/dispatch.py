@@ -14,7 +14,14 @@ from datetime import datetime
 from typing import Any
 
 import httpx2
-from gidgethub import BadRequest, GitHubException, HTTPException, ValidationFailure
+from gidgethub import (
+    BadRequest,
+    GitHubBroken,
+    GitHubException,
+    HTTPException,
+    RedirectionException,
+    ValidationFailure,
+)
 from gidgethub.apps import get_installation_access_token, get_jwt
 from gidgethub.httpx import GitHubAPI
 from gidgethub.sansio import validate_event
@@ -198,7 +205,7 @@ _backoff = wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2)
 def _is_passing(error: BaseException) -> bool:
     """GitHub is broken, busy for a moment, or does not know its own token any more; any other no stays one."""
     if not isinstance(error, BadRequest):
-        return isinstance(error, GitHubException | httpx2.HTTPError)
+        return isinstance(error, GitHubBroken | httpx2.HTTPError)
     busy = error.status_code == 429 or "retry-after" in error.headers
     return error.status_code == 401 or (busy and _retry_after(error) < _PATIENCE / 2)
 
@@ -217,6 +224,8 @@ def _reason(error: Exception) -> str:
         return f"GitHub took longer than {_PATIENCE:g} s"
     if isinstance(error, BadRequest) and error.status_code == 404:
         return f"{error}: is the App installed there?"
+    if isinstance(error, RedirectionException):
+        return f"{error}: the repository was renamed, put its new name on the allowlist"
     return f"{type(error).__name__}: {error}"
 
 

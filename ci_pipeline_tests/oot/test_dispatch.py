@@ -207,6 +207,11 @@ def test_when_nobody_can_be_told_the_delivery_fails_and_says_why_for_each(client
         assert f"{repo}: Not Found: is the App installed there?" in answer.json()["detail"]
 
 
+def test_a_repository_that_was_renamed_is_told_to_the_operator(client: TestClient, github: GitHubAppServer):
+    github.fail(path="org/other/installation", status=301, body={"message": "Moved Permanently"})
+    assert "put its new name on the allowlist" in webhook(client, pull_request()).json()["failed"]["org/other"]
+
+
 def test_a_repository_that_takes_too_long_is_one_line(
     client: TestClient, github: GitHubAppServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
