@@ -93,8 +93,8 @@ def test_every_answer_is_as_described_and_none_is_a_server_error(
     }
     credentials = [part for name, value in headers.items() for part in ("--header", f"{name}: {value}") if known]
     fuzz = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", *credentials]
-    options = ["--phases=coverage,fuzzing", "--max-examples=8", "--generation-deterministic", "--no-color"]
-    if not known:
-        options.append("--include-method=POST")  # what is read is for everybody: it does not look at who asks
+    # A stranger may read as anybody, and what he posts is not looked into.
+    tried = ["--phases=coverage,fuzzing"] if known else ["--phases=fuzzing", "--include-method=POST"]
+    options = [*tried, "--max-examples=8", "--generation-deterministic", "--no-color"]
     found = subprocess.run([*fuzz, *options], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert found.returncode == 0, found.stdout
