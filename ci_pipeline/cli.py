@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import click
 from ci_pipeline.cli_oot import oot
 
 if TYPE_CHECKING:
+    from ci_pipeline.model import CiRun
     from ci_pipeline.pipeline import ProcessedRun
     from ci_pipeline.services import Services
 
@@ -92,7 +94,7 @@ def notify(matrix: str) -> None:
 def ingest(run_ids: tuple[int, ...], post: bool, as_json: bool) -> None:
     """Process CI runs now, without Dagster.
 
-    Those named, or all that are new.
+    Those named, or all that are new, or that were begun and not ended. What could not be delivered before goes first.
 
     \b
     Examples:
@@ -102,14 +104,10 @@ def ingest(run_ids: tuple[int, ...], post: bool, as_json: bool) -> None:
     from ci_pipeline import pipeline
 
     services = _services()
-    runs = [services.source.run(run_id) for run_id in run_ids] if run_ids else pipeline.new_runs(services)
-    done = 0
-    for run in runs:
-        with _progress(f"CI run {run.run_id}", quiet=as_json) as advance:
-            _tell(pipeline.process_run(run, services, post=post, progress=advance), as_json)
-        done += 1
-    if not done:
-        click.echo(f"No new CI run in {services.settings.source_uri}", err=True)
+    for line in pipeline.deliver_pending(services) if post else ():
+        click.echo(f"Kept before: {line}", err=True)
+    runs = map(services.source.run, run_ids) if run_ids else pipeline.new_runs(services)
+    _process(list(runs), services, post=post, as_json=as_json)
 
 
 @main.command()
@@ -129,14 +127,8 @@ def backfill(limit: int | None, post: bool | None, as_json: bool) -> None:
     from ci_pipeline import pipeline
 
     services = _services()
-    posts = services.settings.backfill_posts if post is None else post
-    done = 0
-    with _progress("Backfill", quiet=as_json) as advance:
-        for processed in pipeline.backfill(services, limit=limit, post=posts, progress=advance):
-            _tell(processed, as_json)
-            done += 1
-    if not done:
-        click.echo(f"No CI run in {services.settings.source_uri}", err=True)
+    runs = list(islice(pipeline.all_runs(services), limit))
+    _process(runs, services, post=services.settings.backfill_posts if post is None else post, as_json=as_json)
 
 
 @main.command()
@@ -290,6 +282,28 @@ def completion(shell: str) -> None:
 
 
 main.add_command(oot)
+
+
+def _process(runs: Sequence[CiRun], services: Services, *, post: bool, as_json: bool) -> None:
+    """One after the other. A run that cannot be processed does not stop the others; the command then ends with 1."""
+    from ci_pipeline import pipeline
+    from ci_pipeline.publish.slack import SlackError
+    from ci_pipeline.sources import SourceError
+
+    if not runs:
+        click.echo(f"No new CI run in {services.settings.source_uri}", err=True)
+    failed = False
+    for number, run in enumerate(runs, 1):
+        with _progress(f"CI run {run.run_id} ({number} of {len(runs)})", quiet=as_json) as advance:
+            try:
+                processed = pipeline.process_run(run, services, post=post, progress=advance)
+            except (SourceError, SlackError) as error:
+                click.echo(f"Error: CI run {run.run_id}: {error}", err=True)
+                failed = True
+                continue
+        _tell(processed, as_json)
+    if failed:
+        sys.exit(1)
 
 
 def _services() -> Services:

@@ -44,6 +44,9 @@ Step = Callable[[str, Services], T]
 TOGETHER = 25
 """Runs whose rows are written to the warehouse together."""
 
+BEGUN = "begun"
+"""Ledger entries of the runs that `process_run` has begun with and not ended: it was killed, or failed."""
+
 PENDING_ROWS = "warehouse/pending"
 """Ledger entries of the runs that the warehouse does not have yet."""
 
@@ -357,16 +360,22 @@ def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Servi
     """Bring each thread to its test job's channel; what is there already is edited.
 
     Raises:
-        SlackRefused: Slack said no, and a person has to act; the thread is kept.
+        SlackRefused: Slack said no, and a person has to act; that thread is kept, and the others went out.
     """
+    from ci_pipeline.publish.slack import SlackRefused
     from ci_pipeline.publish.thread import deliver
 
-    return {
-        test_job: deliver(
-            thread, run, test_job, services.channel(run, test_job), slack=services.slack, ledger=services.ledger
-        )
-        for test_job, thread in threads.items()
-    }
+    posted: dict[str, Delivered] = {}
+    refused: list[SlackRefused] = []
+    for test_job, thread in threads.items():
+        channel = services.channel(run, test_job)
+        try:
+            posted[test_job] = deliver(thread, run, test_job, channel, slack=services.slack, ledger=services.ledger)
+        except SlackRefused as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+    return posted
 
 
 def keep(run_keys: Sequence[str], services: Services) -> str:
@@ -519,7 +528,10 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
         SourceError: the run cannot be fetched; one line.
         SlackRefused: Slack said no, and a person has to act; everything else is done.
     """
+    from ci_pipeline.publish.slack import SlackRefused
+
     key = run.key
+    services.ledger.write(f"{BEGUN}/{key}", {"run_key": key})
 
     def write(names: Sequence[str], *tables: pa.Table) -> None:
         for name, table in zip(names, tables, strict=True):
@@ -534,9 +546,13 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
     lines = [_line("files", place) for place in placed(files)]
     lines.append(f"warehouse: {keep([key], services)}")
     done = processed_run(key, services)
-    if post:
-        lines += [_line(test_job, place) for test_job, place in post_threads(done.threads, done.run, services).items()]
-    return replace(done, delivered=lines)
+    try:
+        posted = post_threads(done.threads, done.run, services) if post else {}
+    except SlackRefused:
+        services.ledger.remove(f"{BEGUN}/{key}")  # to do all of it again would not help
+        raise
+    services.ledger.remove(f"{BEGUN}/{key}")
+    return replace(done, delivered=lines + [_line(test_job, place) for test_job, place in posted.items()])
 
 
 def processed_run(run_key: str, services: Services) -> ProcessedRun:
@@ -558,8 +574,9 @@ def _line(what: str, place: Delivered) -> str:
 
 
 def new_runs(services: Services) -> Iterator[CiRun]:
-    """What the source has and is not processed yet, oldest first."""
-    return (run for run in _runs(services, None) if not services.is_processed(run.key))
+    """What the source has and is not processed yet, or not to its end, oldest first."""
+    begun = {name.rpartition("/")[2] for name in services.ledger.names(BEGUN)}
+    return (run for run in _runs(services, None) if run.key in begun or not services.is_processed(run.key))
 
 
 def newest_run(services: Services) -> CiRun:
@@ -573,15 +590,9 @@ def newest_run(services: Services) -> CiRun:
     return newest[0]
 
 
-def backfill(
-    services: Services, *, limit: int | None = None, post: bool = False, progress: Progress | None = None
-) -> Iterator[ProcessedRun]:
-    """Process all that the source has, oldest first, also what was processed before."""
-    runs = list(islice(_runs(services, cursor_at(datetime.fromtimestamp(0, UTC))), limit))
-    for done, run in enumerate(runs):
-        if progress:
-            progress(done, len(runs), run.key)
-        yield process_run(run, services, post=post)
+def all_runs(services: Services) -> Iterator[CiRun]:
+    """All that the source has, oldest first, also what was processed before."""
+    return _runs(services, cursor_at(datetime.fromtimestamp(0, UTC)))
 
 
 def _runs(services: Services, cursor: str | None) -> Iterator[CiRun]:

@@ -8,14 +8,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ci_pipeline.cli import SHELLS, main
+from ci_pipeline.model import CiRun, FetchedRun
 from ci_pipeline.sample import build, install
 from ci_pipeline.settings import OotSettings, StepSettings
+from ci_pipeline.sources import SourceError
+from ci_pipeline.sources.folder import FolderSource
+from ci_pipeline_tests.servers.slack import SlackServer
 
 FIRST, SECOND, _ = (night.run_id for night in build.NIGHTS)
 HEAVY = ("dagster", "pandas", "pyarrow", "pydantic", "rich", "fastapi", "slack_sdk", "huggingface_hub")
@@ -176,11 +183,69 @@ def test_ingest_processes_what_is_new_once(inbox: Path) -> None:
     assert [line for line in first.stdout.splitlines() if not line.startswith(" ")] == [
         f"{night.workflow_name} {night.run_number} ({night.run_id}-1)" for night in build.NIGHTS
     ]
-    posted = messages(inbox.parent)
+    before = messages(inbox.parent)
     second = run("ingest")
     assert second.exit_code == 0
     assert "No new CI run" in second.stderr
-    assert messages(inbox.parent) == posted
+    assert messages(inbox.parent) == before
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlackServer]:
+    with SlackServer() as server:
+        monkeypatch.setenv("CI_SLACK_BOT_TOKEN", "xoxb-test")
+        monkeypatch.setenv("SLACK_API_URL", server.api_url)
+        monkeypatch.setenv("SLACK_REPORT_CHANNEL", "#ci")
+        yield server
+
+
+def posted(slack: SlackServer, *names: str) -> list[tuple[Any, ...]]:
+    payloads = [message["metadata"]["event_payload"] for message in slack.channel()]
+    return [tuple(payload[name] for name in ("run_id", "test_job", *names)) for payload in payloads]
+
+
+def test_an_ingest_that_was_killed_is_ended_by_the_next(inbox: Path, slack: SlackServer) -> None:
+    slack.fail("/chat.postMessage", delay=0.1, times=100)
+    command = [sys.executable, "-m", "ci_pipeline.cli", "ingest"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as killed:
+        end = time.monotonic() + 60
+        while not slack.channel() and time.monotonic() < end:
+            time.sleep(0.01)
+        killed.kill()
+    slack.faults.clear()
+    result = run("ingest")
+    assert result.exit_code == 0, result.output
+    assert len(posted(slack, "key")) == len(set(posted(slack, "key")))
+    reports = [json.loads(line) for line in run("backfill", "--json").stdout.splitlines()]
+    assert set(posted(slack)) == {(report["run_id"], job) for report in reports for job in report["test_jobs"]}
+    assert "No new CI run" in run("ingest").stderr
+
+
+def test_a_run_that_cannot_be_fetched_does_not_stop_the_others(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = FolderSource.fetch
+
+    def first_is_gone(source: FolderSource, run: CiRun, *others: Any, **options: Any) -> FetchedRun:
+        if run.run_id == FIRST:
+            raise SourceError("it is gone")
+        return fetch(source, run, *others, **options)
+
+    monkeypatch.setattr(FolderSource, "fetch", first_is_gone)
+    result = run("ingest")
+    assert result.exit_code == 1
+    assert f"Error: CI run {FIRST}: it is gone" in result.stderr
+    assert f"({SECOND}-1)" in result.stdout
+
+
+def test_a_channel_that_is_unknown_costs_only_what_goes_there(
+    inbox: Path, slack: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slack.fail("/chat.postMessage", body={"ok": False, "error": "channel_not_found"}, status=200)
+    result = run("ingest", str(FIRST))
+    assert result.exit_code == 1
+    assert "channel_not_found: check SLACK_REPORT_CHANNEL" in result.stderr
+    assert len(set(posted(slack))) == 1
+    assert "Kept before: messages: slack" in run("ingest", str(FIRST)).stderr
+    assert len(set(posted(slack))) == 2
 
 
 def test_ingest_of_a_named_run_writes_json_for_a_script(inbox: Path) -> None:
