@@ -3,7 +3,7 @@
 
 In GitHub Actions use `action.yml` beside this file. Anywhere else:
 
-    OOT_CALLBACK_URL=https://relay.example/github/callback OOT_STATUS=completed OOT_CONCLUSION=failure \
+    OOT_CALLBACK_URL=https://relay.example/github/callback OOT_STATUS=completed OOT_CONCLUSION=failure OOT_RUN_ID=42 \
     OOT_JOB_NAME="test (gpu)" OOT_FAILED_TESTS=reports/ OOT_DISPATCH=dispatch.json OOT_TOKEN=$TOKEN python3 report.py
 
 `OOT_DISPATCH` is the file with what the dispatch brought (`event_type`, `delivery_id`, `payload`, `callback_token`); in
@@ -11,11 +11,13 @@ GitHub Actions it is the event's `client_payload`. `OOT_TOKEN` is the OIDC token
 when it is not given. The exit code is 0 unless `OOT_FAIL_ON_ERROR` is true.
 """
 
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -24,6 +26,7 @@ import xml.etree.ElementTree as ElementTree
 from datetime import datetime, timezone
 from pathlib import Path
 
+MOST_BYTES = 2000000
 MOST_TESTS = 1000
 MESSAGE_BYTES = 1024
 STACKTRACE_BYTES = 4096
@@ -47,8 +50,8 @@ def cut(text, limit):
     return text if len(data) <= limit else data[: limit - len(mark.encode())].decode("utf-8", "ignore") + mark
 
 
-def parsed(name, kind):
-    """A setting that holds JSON, or None when it is empty."""
+def parsed(name):
+    """A setting that holds a JSON object, or None when it is empty."""
     text = setting(name)
     if not text:
         return None
@@ -56,8 +59,8 @@ def parsed(name, kind):
         value = json.loads(text)
     except ValueError as error:
         raise ReportError(f"OOT_{name} is not JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise ReportError(f"OOT_{name} must be a JSON {kind.__name__}")
+    if not isinstance(value, dict):
+        raise ReportError(f"OOT_{name} must be a JSON object")
     return value
 
 
@@ -153,10 +156,14 @@ def dispatched():
         event = json.loads(Path(file).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ReportError(f"OOT_DISPATCH: {file}: {error}") from None
-    envelope = event.get("client_payload") or event
+    envelope = event.get("client_payload") or event if isinstance(event, dict) else {}
     if "delivery_id" not in envelope:
         raise ReportError(f"{file}: has no delivery_id: this run was not dispatched; set OOT_NIGHTLY for a nightly")
     return {k: envelope[k] for k in ("event_type", "delivery_id", "payload", "callback_token") if k in envelope}
+
+
+def utc(moment):
+    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def body():
@@ -164,7 +171,7 @@ def body():
     if status not in ("in_progress", "completed"):
         raise ReportError(f"OOT_STATUS must be in_progress or completed, not {status!r}")
     env = os.environ
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = utc(time.time())
     run_id = setting("RUN_ID", env.get("GITHUB_RUN_ID", env.get("BUILDKITE_BUILD_ID", "")))
     retries = env.get("BUILDKITE_RETRY_COUNT", "")
     retries = int(retries) if retries.isdecimal() else 0
@@ -178,7 +185,7 @@ def body():
         "schema_version": "1",
         "status": status,
         "conclusion": None,
-        "name": setting("WORKFLOW_NAME", env.get("GITHUB_WORKFLOW", env.get("BUILDKITE_PIPELINE_SLUG", ""))),
+        "name": setting("WORKFLOW_NAME", env.get("GITHUB_WORKFLOW", env.get("BUILDKITE_PIPELINE_SLUG", job))),
         "url": setting("URL", url),
         "job_name": job,
         "check_run_id": setting("CHECK_RUN_ID", env.get("BUILDKITE_JOB_ID", f"{run_id}-{attempt}")),
@@ -193,9 +200,10 @@ def body():
             raise ReportError("OOT_CONCLUSION is needed with completed: success, failure, cancelled, …")
         workflow["completed_at"] = now
         if setting("NIGHTLY") and not workflow["started_at"]:
-            workflow["started_at"] = now
+            event = env.get("GITHUB_EVENT_PATH", "")  # the runner writes it when a job begins
+            workflow["started_at"] = utc(os.path.getmtime(event)) if os.path.isfile(event) else now
         counts, failed = read_tests(setting("FAILED_TESTS")) if setting("FAILED_TESTS") else ({}, [])
-        counts = parsed("TEST_RESULTS", dict) or counts
+        counts = parsed("TEST_RESULTS") or counts
         if counts:
             workflow["test_results"] = counts
         if failed:
@@ -204,7 +212,7 @@ def body():
                 print(f"warning: {len(failed)} failing tests, the first {MOST_TESTS} are sent", file=sys.stderr)
     if setting("ARTIFACT_URL"):
         workflow["artifact_url"] = setting("ARTIFACT_URL")
-    environment = parsed("ENVIRONMENT", dict)
+    environment = parsed("ENVIRONMENT")
     if environment:
         workflow["environment"] = environment
     return {**dispatched(), "workflow": workflow}
@@ -233,15 +241,30 @@ def token(timeout):
     raise ReportError("no identity: give the job `permissions: id-token: write`, or set OOT_TOKEN")
 
 
+def fitting(message):
+    """The message as JSON; the longest texts about failing tests are cut until the relay takes it."""
+    limit = STACKTRACE_BYTES
+    while True:
+        data = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
+        if len(data) <= MOST_BYTES or limit < 32:
+            return data
+        limit //= 2
+        for test in message["workflow"].get("failed_tests", ()):
+            test.update({name: cut(text, limit) for name, text in test.items() if isinstance(text, str)})
+
+
 def send(url, message, timeout):
-    data = json.dumps(message).encode()
-    headers = {"Authorization": "Bearer " + token(timeout), "Content-Type": "application/json"}
-    request = urllib.request.Request(url, data=data, headers=headers, method="POST")
     end = time.monotonic() + timeout
+    try:
+        identity = token(timeout)
+    except (OSError, ValueError, KeyError, http.client.HTTPException, subprocess.SubprocessError) as error:
+        raise ReportError(f"no identity token to be had: {error}") from None
+    headers = {"Authorization": "Bearer " + identity, "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=fitting(message), headers=headers, method="POST")
     for pause in PAUSES:
         try:
             return post(request, end)
-        except OSError as error:  # HTTPError is one
+        except (OSError, http.client.HTTPException) as error:  # HTTPError is an OSError
             if getattr(error, "code", 503) not in AGAIN or time.monotonic() + pause >= end:
                 raise
         time.sleep(pause)
@@ -253,6 +276,25 @@ def post(request, end):
         return answer.read().decode("utf-8", "replace")
 
 
+def within(seconds, work, *arguments):
+    """What `work` answers. Neither a name server nor an answer that comes in drops minds a timeout of urllib."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((work(*arguments), None))
+        except Exception as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    answer, error = outcome[0] if outcome else (None, TimeoutError(f"no answer in {seconds:g} seconds"))
+    if error:
+        raise error
+    return answer
+
+
 def main():
     url = setting("CALLBACK_URL")
     try:
@@ -262,14 +304,14 @@ def main():
         timeout = seconds(setting("TIMEOUT", "20"))
         if timeout is None or not 0 < timeout < 86400:
             raise ReportError(f"OOT_TIMEOUT must be a number of seconds, not {setting('TIMEOUT')!r}")
-        print(send(url, body(), timeout))
+        print(within(timeout + 1, send, url, body(), timeout))
         return 0
     except urllib.error.HTTPError as error:
         reason = f"the relay answered {error.code}: {error.read(2000).decode('utf-8', 'replace')}"
     except ReportError as error:
         reason = str(error)
-    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        reason = f"the relay at {url} could not be told: {error}"
+    except Exception as error:  # whatever it is, it is not the job's fault
+        reason = f"the relay at {url} could not be told: {error or type(error).__name__}"
     wanted = setting("FAIL_ON_ERROR").lower() == "true"
     print(
         f"::{'error' if wanted else 'warning'}::{reason}" if os.environ.get("GITHUB_ACTIONS") else reason,

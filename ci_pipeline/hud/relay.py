@@ -93,7 +93,8 @@ async def github_callback(request: Request) -> Response:
     async def take(body: bytes) -> dict[str, Any]:
         return {"ok": True, "status": await relay.receive(authorization, body)}
 
-    return await _answer(request, take)
+    # A HUD elsewhere has the same limit for what the callback is wrapped in.
+    return await _answer(request, take, MAX_BODY_BYTES - (1024 if relay.outbox else 0))
 
 
 @results.post(

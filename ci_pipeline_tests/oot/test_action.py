@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,40 @@ def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay:
     assert record["pytorch_head_sha"] == "b" * 40
 
 
+def test_a_nightly_began_when_the_runner_wrote_its_event(job: dict[str, str], relay: tuple[str, Relay]):
+    os.utime(job["GITHUB_EVENT_PATH"], (1_777_000_000, 1_777_000_000))
+    report(job, STATUS="completed", CONCLUSION="success", NIGHTLY="b" * 40)
+    record = relay[1].store.record(f"org/backend/{'b' * 40}/CI/test (py3.12)/101")
+    assert record
+    assert record["started_at"] == "2026-04-24T03:06:40Z"
+
+
+def test_another_ci_system_needs_no_more_than_the_script_says(
+    job: dict[str, str], relay: tuple[str, Relay], issuer: OidcServer, tmp_path: Path
+):
+    dispatch = tmp_path / "dispatch.json"
+    dispatch.write_text(json.dumps(json.loads(Path(job["GITHUB_EVENT_PATH"]).read_text())["client_payload"]))
+    elsewhere = {"PATH": job["PATH"], "OOT_CALLBACK_URL": relay[0], "OOT_TOKEN": issuer.token("org/backend")}
+    done = report(elsewhere, STATUS="in_progress", RUN_ID="42", JOB_NAME="gpu", DISPATCH=str(dispatch))
+    assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
+
+
+def test_a_run_in_which_everything_fails_is_cut_to_what_the_relay_takes(
+    job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path
+):
+    case = '<testcase name="test_{}"><failure message="{}">{}</failure></testcase>'
+    cases = [case.format(n, "é" * 600, "€" * 2000) for n in range(1100)]
+    (tmp_path / "junit.xml").write_text(f"<testsuite>{''.join(cases)}</testsuite>", encoding="utf-8")
+    report(job, STATUS="in_progress")
+    done = report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(tmp_path / "junit.xml"))
+    assert json.loads(done.stdout)["status"] == "completed", done.stderr
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    failed: list[dict[str, Any]] = json.loads(str(record["failed_tests_json"]))
+    assert (record["failed_tests"], len(failed), failed[-1]["name"]) == (1100, 1000, "test_999")
+    assert failed[0]["stacktrace"].endswith("…[cut]")
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -155,9 +191,15 @@ def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay:
         ({"STATUS": "completed", "CONCLUSION": "success"}, "409"),
         ({"TOKEN": "forged"}, "401"),
         ({"ENVIRONMENT": "{", "STATUS": "in_progress"}, "not JSON"),
+        ({"DISPATCH": __file__}, "OOT_DISPATCH"),
+        ({"DISPATCH": "LIST"}, "no delivery_id"),
     ],
 )
-def test_what_goes_wrong_fails_the_job_only_if_asked(job: dict[str, str], wrong: dict[str, str], says: str):
+def test_what_goes_wrong_fails_the_job_only_if_asked(
+    job: dict[str, str], wrong: dict[str, str], says: str, tmp_path: Path
+):
+    (tmp_path / "list.json").write_text("[1]")
+    wrong = {name: value.replace("LIST", str(tmp_path / "list.json")) for name, value in wrong.items()}
     quiet = report(job, **{"STATUS": "in_progress", **wrong})
     assert (quiet.returncode, says in quiet.stderr) == (0, True), quiet.stderr
     assert quiet.stderr.startswith("::warning::")
@@ -177,6 +219,34 @@ def test_a_relay_that_is_down_for_a_moment_is_told_the_same_again(job: dict[str,
         assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
         assert len({request.body for request in busy.requests}) == 1
         assert len(busy.requests) == 3
+
+
+def test_whoever_gives_no_identity_is_named(job: dict[str, str], issuer: OidcServer):
+    with IdentityServer(issuer) as identity:
+        identity.fail(status=403)
+        job["ACTIONS_ID_TOKEN_REQUEST_URL"] = f"{identity.url}/token?api=1"
+        done = report(job, STATUS="in_progress")
+    assert (done.returncode, "no identity token" in done.stderr) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n" * 9, b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"])
+def test_what_is_no_relay_costs_the_time_that_was_given_and_no_more(job: dict[str, str], answer: bytes):
+    def drip() -> None:
+        with suppress(OSError):
+            while True:
+                connection = listener.accept()[0]
+                connection.sendall(answer)
+                for _ in range(30):
+                    connection.sendall(b"x")
+                    time.sleep(0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/github/callback"
+        began = time.monotonic()
+        done = report(job, STATUS="in_progress", CALLBACK_URL=url, TIMEOUT="1")
+    assert (done.returncode, "could not be told" in done.stderr) == (0, True), done.stderr
+    assert time.monotonic() - began < 5
 
 
 def test_a_relay_that_hangs_costs_the_time_that_was_given_and_no_more(job: dict[str, str]):

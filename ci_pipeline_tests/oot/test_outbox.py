@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from ci_pipeline.hud.relay import create_relay
 from ci_pipeline.oot.lifecycle import Dispatch, Step
 from ci_pipeline.oot.outbox import Outbox
+from ci_pipeline.oot.payload import MAX_BODY_BYTES
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.oot.store import Message
 from ci_pipeline.settings import OotSettings
@@ -102,6 +103,16 @@ def test_a_retry_of_what_waits_for_the_hud_waits_too(client: TestClient, issuer:
     assert eventually(lambda: send(client, issuer, callback("completed")).json()["status"] == "completed")
     hud.fail(status=503, times=1000)  # of what arrived long ago
     assert send(client, issuer, callback("in_progress")).json()["status"] == "in_progress"
+
+
+def test_what_is_taken_is_never_too_large_for_the_hud(client: TestClient, issuer: OidcServer, hud: HudServer):
+    small = len(json.dumps(callback("in_progress", filler="")))
+    statuses = [
+        send(client, issuer, callback("in_progress", filler="x" * (MAX_BODY_BYTES - small - room))).status_code
+        for room in (0, 1024)
+    ]
+    assert statuses == [413, 200]
+    assert int(hud.requests[-1].headers["content-length"]) <= MAX_BODY_BYTES
 
 
 def test_a_cut_connection_delivers_again_and_not_less(client: TestClient, issuer: OidcServer, hud: HudServer):
