@@ -63,6 +63,7 @@ class SqliteStore:
             connection.executescript(_SCHEMA)
             _add_columns(connection)
             self._reader = self._connect()
+            self._one_reads = threading.Lock()  # the threads would share its prepared statements
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise StoreUnavailable(f"the store cannot be opened at {self.path}: {reason}") from error
@@ -213,7 +214,7 @@ class SqliteStore:
             raise StoreUnavailable(f"{self.path}: {error}") from error
 
     def _query(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
-        with self._reading():
+        with self._reading(), self._one_reads:
             return self._reader.execute(query, parameters).fetchall()
 
     def record(self, dynamo_key: str) -> Record | None:
@@ -229,7 +230,11 @@ class SqliteStore:
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         query = "SELECT * FROM oot_workflow_job WHERE sequence > ? ORDER BY sequence LIMIT ?"
-        with self._reading(), contextlib.closing(self._reader.execute(query, (int(cursor or 0), limit))) as found:
+        with (
+            self._reading(),
+            self._one_reads,
+            contextlib.closing(self._reader.execute(query, (int(cursor or 0), limit))) as found,
+        ):
             rows, more = page_of(found, limit, lambda row: row["failed_tests_json"])
         return ChangePage(tuple(map(_change, rows)), str(rows[-1]["sequence"]) if rows else cursor, more)
 

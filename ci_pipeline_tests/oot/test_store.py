@@ -92,6 +92,14 @@ def test_of_many_different_callbacks_at_once_one_wins_and_the_others_are_refused
         assert sorted(pool.map(attempt, range(16))) == ["409"] * 15 + ["accepted"]
 
 
+def test_many_may_read_at_once_and_each_reads_what_it_asked_for(store: Store):
+    for n in range(8):
+        store.write(record(dynamoKey=f"key {n}")).result()
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda n: store.record(f"key {n % 8}"), range(400))
+    assert [known and known["dynamoKey"] for known in found] == [f"key {n % 8}" for n in range(400)]
+
+
 def test_a_dispatch_counts_for_its_own_repository_and_delivery_alone(store: Store):
     store.register_dispatch(DISPATCH).result()
     for other in ({"repo": "org/other"}, {"delivery_id": "delivery-2"}):
