@@ -91,14 +91,14 @@ def workflow_step(matrix: str = "", root: Path | None = None) -> Step:
     test_job = env.ci_test_job or _job_of_most_artifacts(root, profile)
     if not test_job:
         problems.append(Problem("no report was found", "CI_TEST_JOB is not set"))
+        test_job = "tests"
     try:
         folders, why = parse_matrix(matrix), "the matrix is empty"
     except ValueError as error:
         folders, why = [], str(error)
     if test_job not in profile.test_jobs:
         # A job that the profile does not know is reported under its own name.
-        name = test_job or "tests"
-        unknown = TestJob(test=name, result_name=name, matrix=bool(folders))
+        unknown = TestJob(test=test_job, result_name=test_job, matrix=bool(folders))
         profile = profile.model_copy(update={"test_jobs": {**profile.test_jobs, test_job: unknown}})
     if not profile.test_jobs[test_job].matrix:
         folders = []
@@ -115,8 +115,7 @@ def require_slack(step: Step) -> None:
     if not step.settings.slack_token:
         raise SettingsError("CI_SLACK_BOT_TOKEN is not set: nothing can be posted")
     if not step.channel:
-        job = f"has no channel for {step.test_job}" if step.test_job else "has none without CI_TEST_JOB"
-        raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile {job}")
+        raise SettingsError(f"SLACK_REPORT_CHANNEL is not set, and the profile has no channel for {step.test_job}")
 
 
 def parse_matrix(argument: str) -> list[str]:

@@ -301,6 +301,16 @@ def test_the_job_is_that_of_the_artifacts_where_nobody_names_it(step: Step) -> N
     assert step.texts[0] == "[INFO] Results of Daily CI: Models"
 
 
+def test_where_nobody_names_the_job_and_nothing_is_there_the_report_says_so(
+    step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step.setenv(CI_TEST_JOB=None)
+    assert step.run() == 0
+    assert "[INCOMPLETE] no report was found: CI_TEST_JOB is not set" in "\n".join(step.texts)
+    assert Path("ci_results_tests/tests_results.json").exists()
+
+
 def test_the_full_style_is_one_setting_away(step: Step) -> None:
     step.setenv(CI_PIPELINE_SLACK_STYLE="full")
     assert step.run() == 0

@@ -239,11 +239,13 @@ def upload(
 def _api(endpoint: str, token: str) -> HfApi:
     import httpx2
     from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils import disable_progress_bars
 
     set_client_factory(
         lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_head_is_read]})
     )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed try is told once, by us
+    disable_progress_bars()
     return HfApi(endpoint, token)
 
 
