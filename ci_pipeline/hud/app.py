@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -19,8 +20,9 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from jinja2 import pass_context
 from jinja2.runtime import Context
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ci_pipeline.hud.ci_runs import (
     CHANGES,
@@ -87,7 +89,7 @@ def create_app(
         redoc_url=None,
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.middleware("http")(_with_headers)
+    app.add_middleware(_with_headers)
     pages = templates(settings, profile)
     services = Services(settings, profile)
     ci_runs = CiRuns(services)
@@ -158,7 +160,10 @@ def create_app(
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        answer = _message(pages, request, error.status_code, f"{error.status_code}", error.detail)
+        title, told = HTTPStatus(error.status_code).phrase, error.detail
+        if told == title and not _is_for_scripts(request):
+            told = f"Nothing here answers {request.method} {request.url.path}."
+        answer = _message(pages, request, error.status_code, title, told)
         answer.headers.update(error.headers or {})
         return answer
 
@@ -176,7 +181,7 @@ def create_server(
         app = create_relay(settings, profile.repository, routers)
         app.state.metrics = Metrics(Services(settings, profile), pages=False)
         app.include_router(app.state.metrics.router())
-    return app.state.metrics.measured(callbacks_first(app) if relay else app)
+    return _with_head(app.state.metrics.measured(callbacks_first(app) if relay else app))
 
 
 def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
@@ -236,7 +241,7 @@ def _static(name: str) -> str:
 
 
 @pass_context
-def _url(context: Context, **changed: object) -> str:
+def _url(context: Context, /, **changed: object) -> str:
     """The address of the same page with other parameters; another view begins on its first page."""
     request: Request = context["request"]
     query = {**request.query_params, "page": "", **{name: str(value) for name, value in changed.items()}}
@@ -273,10 +278,26 @@ def _is_for_scripts(request: Request) -> bool:
     return request.url.path.startswith(("/api/", "/github/"))
 
 
-async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    if request.url.path.startswith("/static/"):
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    return response
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/static/") and scope["query_string"] and message["status"] == 200:
+                    headers["Cache-Control"] = "public, max-age=31536000, immutable"
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return serve
+
+
+def _with_head(app: ASGIApp) -> ASGIApp:
+    """Answers HEAD as GET; the server leaves out the body."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+    return serve

@@ -416,21 +416,26 @@ def _average(total: float, count: int) -> float | None:
     return total / count if count else None
 
 
+_AS_IN_ROW = Job.__dataclass_fields__.keys() - {
+    "level",
+    "state",
+    "head_sha",
+    "started_at",
+    "completed_at",
+    "duration",
+}
+
+
 def _job(row: Row) -> Job:
     completed = row["status"] == "completed"
     return Job(
-        downstream_repo=row["downstream_repo"],
         level=row["downstream_repo_level"],
         state=(row["conclusion"] or "unknown") if completed else "running",
         head_sha=row["pytorch_head_sha"],
         started_at=_time(row["started_at"]),
         completed_at=_time(row["completed_at"]),
         duration=row["duration_seconds"] or row["execution_time"],
-        **{
-            name: row[name]
-            for name in Job.__dataclass_fields__
-            if name not in ("downstream_repo", "level", "state", "head_sha", "started_at", "completed_at", "duration")
-        },
+        **{name: row[name] for name in _AS_IN_ROW},
     )
 
 

@@ -17,6 +17,7 @@ from ci_pipeline.hud.oot_backends import (
     GOOD_RATE,
     BackendPage,
     Cell,
+    Commit,
     Days,
     Job,
     JobDetails,
@@ -57,12 +58,11 @@ def oot_router(services: Services, pages: Jinja2Templates, oncalls: Callable[[st
     environment.globals |= {
         "states": STATES,
         "tally_text": tally_text,
-        "cell_text": cell_text,
         "trend_paths": trend_paths,
         "trend_text": trend_text,
-        "job_url": job_url,
     }
-    environment.filters |= {"percent": percent, "rate_kind": rate_kind, "seconds": seconds}
+    filters = (cell_text, cells_in, job_url, percent, rate_kind, seconds, state_kind)
+    environment.filters |= {of.__name__: of for of in filters}
 
     @router.get("/api/oot")
     def summary(days: Days = 7, view: View = "pull_requests", page: Page = 1) -> Summary:
@@ -157,6 +157,12 @@ def oot_router(services: Services, pages: Jinja2Templates, oncalls: Callable[[st
     return router
 
 
+def cells_in(commit: Commit, columns: Iterable[tuple[str, str]]) -> list[Cell | None]:
+    """The cells of a row of the matrix, in the order of its columns."""
+    by_job = {(cell.newest.workflow_name, cell.newest.job_name): cell for cell in commit.cells}
+    return [by_job.get(column) for column in columns]
+
+
 def job_url(job: Job) -> str:
     parts = (job.downstream_repo, "jobs", quote(job.delivery_id, safe=""), quote(job.check_run_id, safe=""))
     return f"/oot/{'/'.join(parts)}"
@@ -172,6 +178,11 @@ def rate_kind(rate: float | None) -> tuple[str, str]:
     if rate is None:
         return "none", "–"
     return ("good", "✓") if rate >= GOOD_RATE else ("warn", "▲") if rate >= FAIR_RATE else ("bad", "✗")
+
+
+def state_kind(state: str) -> tuple[str, str]:
+    """The chip of a job's state: its kind and its symbol."""
+    return STATES.get(state, ("warn", "?"))
 
 
 def seconds(value: float | None) -> str:

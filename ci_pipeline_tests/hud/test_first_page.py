@@ -229,7 +229,7 @@ def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestCli
 
 
 def test_every_page_has_a_strict_policy_and_needs_no_script(client: TestClient) -> None:
-    for path in ("/", f"/runs/{SECOND}", "/nowhere", "/healthz"):
+    for path in ("/", f"/runs/{SECOND}", "/nowhere", "/healthz", "/static/style.css"):
         response = client.get(path)
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -245,6 +245,13 @@ def test_every_link_of_a_page_leads_somewhere(client: TestClient) -> None:
     assert len(own) > 5
     for link in own:
         assert client.get(link).status_code == 200, link
+
+
+def test_only_a_static_file_that_is_there_is_kept_by_browsers(client: TestClient) -> None:
+    address = re.findall(r'href="(/static/style[^"]*)"', client.get("/").text)[0]
+    assert "immutable" in client.get(address).headers["cache-control"]
+    for other in ("/", "/static/style.css", "/static/nothing.css?1"):
+        assert "immutable" not in client.get(other).headers.get("cache-control", "")
 
 
 def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> None:

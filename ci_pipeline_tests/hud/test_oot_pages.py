@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
@@ -412,6 +413,14 @@ def test_the_former_addresses_lead_to_the_new_ones(sampled: TestClient) -> None:
         assert (response.status_code, response.headers["location"]) == (308, new)
 
 
+def test_a_page_leads_to_the_same_as_json(sampled: TestClient) -> None:
+    for path in (f"/oot/{CINDER}?view=nightlies&job=%22&pr=%20%2312&page=2", f"/oot/{CINDER}?pr=", "/pr/4242"):
+        [link] = re.findall(r'href="(/api/[^"]*)"', sampled.get(path).text)
+        answer = sampled.get(html.unescape(link))
+        assert answer.status_code == 200, link
+    assert answer.json()["number"] == 4242
+
+
 @pytest.mark.parametrize("query", ["days=2", "days=x", "view=all", "page=0", "page=-1", f"page={10**30}", "pr=x"])
 def test_wrong_parameters_are_refused(sampled: TestClient, query: str) -> None:
     assert sampled.get(f"/oot/{CINDER}?{query}").status_code == 422
@@ -509,6 +518,7 @@ def test_pages_relay_and_hud_api_can_be_served_alone(
         assert (client.post("/api/oot/results", json={}).status_code == 401) is parts["hud_api"]
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == client.get("/metrics").status_code == 200
+        assert client.head("/healthz").status_code == 200
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
