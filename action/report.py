@@ -6,9 +6,10 @@ In GitHub Actions use `action.yml` beside this file. Anywhere else:
     OOT_CALLBACK_URL=https://relay.example/github/callback OOT_STATUS=completed OOT_CONCLUSION=failure OOT_RUN_ID=42 \
     OOT_JOB_NAME="test (gpu)" OOT_FAILED_TESTS=reports/ OOT_DISPATCH=dispatch.json OOT_TOKEN=$TOKEN python3 report.py
 
-`OOT_DISPATCH` is the file with what the dispatch brought (`event_type`, `delivery_id`, `payload`, `callback_token`); in
-GitHub Actions it is the event's `client_payload`. `OOT_TOKEN` is the OIDC token; GitHub and Buildkite are asked for one
-when it is not given. The exit code is 0 unless `OOT_FAIL_ON_ERROR` is true.
+`OOT_DISPATCH` is the file with what the dispatch brought (`event_type`, `delivery_id`, `payload`, `callback_token`), or
+with what `ci-pipeline oot dispatch` printed; in GitHub Actions it is the event's `client_payload`. `OOT_TOKEN` is the
+OIDC token; GitHub and Buildkite are asked for one when it is not given. The exit code is 0 unless `OOT_FAIL_ON_ERROR`
+is true.
 """
 
 import http.client

@@ -33,17 +33,18 @@ def oot() -> None:
 def dispatch(repo: str, delivery_id: str, pr: int | None, sha: str) -> None:
     """Register a dispatch by hand, for CI without webhooks.
 
-    From then on callbacks of that repository about that delivery are taken. Prints the dispatch as JSON, with the
-    `callback_token` that its callbacks may carry.
+    From then on callbacks of that repository about that delivery are taken. Prints the dispatch as JSON: what its
+    callbacks send back, `callback_token` among it, and what action/report.py reads as OOT_DISPATCH.
 
     \b
     Example:
-      ci-pipeline oot dispatch org/backend 2f1c7f60-… --pr 12345 --sha 1f2e3d…
+      ci-pipeline oot dispatch org/backend 2f1c7f60-… --pr 12345 --sha 1f2e3d… > dispatch.json
     """
     from ci_pipeline.oot import Refused
     from ci_pipeline.oot.callback_token import mint
     from ci_pipeline.oot.lifecycle import Dispatch
     from ci_pipeline.oot.payload import check_delivery_id
+    from ci_pipeline.profile import load_profile
     from ci_pipeline.settings import load_oot_settings
 
     _check_repository(repo)
@@ -53,11 +54,14 @@ def dispatch(repo: str, delivery_id: str, pr: int | None, sha: str) -> None:
         raise click.BadParameter(refused.detail, param_hint="DELIVERY_ID") from None
     told = Dispatch(delivery_id, repo, time.time(), pr, sha)
     settings = load_oot_settings()
+    upstream = {"full_name": load_profile(settings.profile).repository}
+    about = {"pull_request": {"number": pr, "head": {"sha": sha}}} if pr else {"head_sha": sha}
     with _store(settings) as store:
         store.register_dispatch(told).result()
         token = mint(told, store.signing_key().result(), settings.oot_state_days)
     fields = {name: getattr(told, name) for name in Dispatch.__slots__ if name != "told_until"}
-    click.echo(json.dumps({**fields, "callback_token": token}, ensure_ascii=False))
+    event = {"event_type": "pull_request" if pr else "push", "payload": {"repository": upstream, **about}}
+    click.echo(json.dumps({**fields, **event, "callback_token": token}, ensure_ascii=False))
 
 
 @oot.command()
@@ -76,6 +80,8 @@ def confirm(repo: str, repository_id: str) -> None:
     from ci_pipeline.settings import load_oot_settings
 
     _check_repository(repo)
+    if not repository_id.strip():
+        raise click.BadParameter("is empty", param_hint="REPOSITORY_ID")
     with _store(load_oot_settings()) as store:
         store.confirm_repository(repo.lower(), repository_id).result()
     click.echo(f"{repo} is the repository {repository_id} from now on")

@@ -310,17 +310,15 @@ class DynamoDBStore:
 
     def records(self, *, since: float = 0.0, until: float = math.inf, status: Status | None = None) -> Iterator[Change]:
         scan: dict[str, Any] = {"TableName": self.table, "ConsistentRead": True}
-        bounds = {"#changed_at >= :since": since or None, "#changed_at < :until": until if until < math.inf else None}
-        conditions = {
-            text: value for text, value in {**bounds, "#status = :status": status}.items() if value is not None
-        }
+        conditions: list[tuple[str, str, str | float]] = [("changed_at", ">=", since)] if since else []
+        conditions += [("changed_at", "<", until)] if until < math.inf else []
+        conditions += [("status", "=", status)] if status else []
         if conditions:
-            parts = [text.split() for text in conditions]
-            scan["FilterExpression"] = " AND ".join(conditions)
-            scan["ExpressionAttributeNames"] = {name: name[1:] for name, _, _ in parts}
-            scan["ExpressionAttributeValues"] = {
-                value: _attribute(bound) for (_, _, value), bound in zip(parts, conditions.values(), strict=True)
-            }
+            scan["FilterExpression"] = " AND ".join(
+                f"#{name} {compares} :{n}" for n, (name, compares, _) in enumerate(conditions)
+            )
+            scan["ExpressionAttributeNames"] = {f"#{name}": name for name, _, _ in conditions}
+            scan["ExpressionAttributeValues"] = {f":{n}": _attribute(to) for n, (_, _, to) in enumerate(conditions)}
         with _unavailable():
             for page in self._client.get_paginator("scan").paginate(**scan):
                 yield from map(_change, page["Items"])

@@ -57,9 +57,9 @@ class Relay:
         entry = self.allowlist.current().find(identity.repo)
         if entry is None:
             raise Refused(403, f"{identity.repo} is not on the allowlist")
+        await self._check_repository(identity)
         if entry.level == "L1":
             return "ignored"
-        await self._check_repository(identity)
         # The allowlist's spelling is the one that was dispatched to.
         return await self._take(entry.repo, entry.level, callback, body, now)
 

@@ -46,6 +46,9 @@ def test_a_dispatch_by_hand_opens_the_way_for_callbacks(home: Path) -> None:
     told = json.loads(oot("dispatch", "org/backend", "delivery-1", "--pr", "7", "--sha", "a" * 40).output)
     assert (told["delivery_id"], told["repo"], told["pr_number"]) == ("delivery-1", "org/backend", 7)
     assert told["callback_token"].count(".") == 2
+    assert told["event_type"] == "pull_request"
+    pull_request = {"number": 7, "head": {"sha": "a" * 40}}
+    assert told["payload"] == {"repository": {"full_name": "huggingface/transformers"}, "pull_request": pull_request}
     store = SqliteStore(home / "oot.sqlite")
     step = Step("delivery-1", "org/backend", "job", "in_progress", "digest", str(JOB["dynamoKey"]), pr_number=7)
     assert store.advance(step, told["dispatched_at"] + 5, lambda done: {**JOB, **done.measured}).result()
@@ -73,6 +76,10 @@ def test_an_operator_confirms_a_repository_with_a_new_id(home: Path) -> None:
     assert oot("confirm", "Org/Backend", "2").exit_code == 0
     with closing(SqliteStore(home / "oot.sqlite")) as store:
         assert store.repository_id("org/backend", "2").result() == "2"
+
+
+def test_an_id_that_is_empty_is_not_confirmed() -> None:
+    assert "REPOSITORY_ID: is empty" in oot("confirm", "org/backend", "").output
 
 
 def test_export_prints_each_job_as_one_line_of_json(home: Path) -> None:

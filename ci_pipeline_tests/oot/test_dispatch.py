@@ -267,6 +267,14 @@ def test_an_event_without_its_sha_is_refused(client: TestClient):
     assert webhook(client, ["x"]).status_code == 400
 
 
+def test_a_webhook_with_githubs_default_content_type_is_told_the_right_one(client: TestClient):
+    body = b"payload=%7B%7D"
+    signature = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    headers = {"X-Hub-Signature-256": signature, "Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.post("/github/webhook", content=body, headers=headers)
+    assert (answer.status_code, "application/json" in answer.json()["detail"]) == (400, True)
+
+
 def test_without_a_secret_no_webhook_is_believed(settings: OotSettings):
     with TestClient(create_relay(settings, "org/upstream")) as client:
         answer = webhook(client, pull_request())

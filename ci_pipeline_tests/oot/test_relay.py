@@ -120,6 +120,7 @@ def test_l1_is_accepted_and_not_stored(client: TestClient, issuer: OidcServer):
     answer = send(client, issuer, callback(), repo="org/watcher")
     assert (answer.status_code, answer.json()) == (200, {"ok": True, "status": "ignored"})
     assert list(relay_of(client).store.records()) == []
+    assert send(client, issuer, callback(), repo="org/watcher", repository_id="2").status_code == 401
 
 
 @pytest.mark.parametrize(("repo", "level"), [("org/device", "L3"), ("org/core", "L4")])
