@@ -85,10 +85,20 @@ def run_at_source(run_key: str, services: Services) -> CiRun:
     Raises:
         SourceError: the source does not have it, or cannot be asked; one line.
     """
-    run_id, _, attempt = run_key.partition("-")
-    if not (run_id.isdecimal() and attempt.isdecimal()):
+    if not is_run_key(run_key):
         raise SourceError(f"{run_key!r} is no CI run: name it <run id>-<attempt>, as in 19500000001-1")
-    return services.source.run(int(run_id), int(attempt))
+    return services.source.run(*_ids(run_key))
+
+
+def is_run_key(text: str) -> bool:
+    """Whether a CI run could have this key: people type keys, and other assets have other partitions."""
+    run_id, _, attempt = text.partition("-")
+    return run_id.isdecimal() and attempt.isdecimal()
+
+
+def _ids(run_key: str) -> tuple[int, int]:
+    run_id, _, attempt = run_key.partition("-")
+    return int(run_id), int(attempt)
 
 
 def ci_run_table(fetched: FetchedRun) -> pa.Table:
@@ -444,8 +454,7 @@ def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Se
     which = run_keys[0] if len(run_keys) == 1 else f"{run_keys[0]} to {run_keys[-1]}"
     text = f"The report of CI run {which} could not be made."
     blocks = [header(f"❌ {text}"), *(section(escape(reason)) for reason in reasons)]
-    run_id, _, attempt = run_keys[0].partition("-")
-    run = CiRun(services.profile.repository, int(run_id), int(attempt))
+    run = CiRun(services.profile.repository, *_ids(run_keys[0]))
     return deliver(
         SlackThread(SlackMessage("main", f"❌ {text} {' '.join(reasons)}", blocks)),
         run,

@@ -1,5 +1,6 @@
 """When things run: new CI runs at once, history a page at a time; who hears when that fails; deliveries and pruning."""
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -90,27 +91,29 @@ def ci_run_history(context: dg.SensorEvaluationContext, services: dg.ResourcePar
 
 
 @dg.run_failure_sensor(
-    monitored_jobs=[process_ci_run],
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Tells Slack, once, that the report of a CI run could not be made, and why.",
 )
 def failed_runs(context: dg.RunFailureSensorContext, services: dg.ResourceParam[Services]) -> None:
     tags = context.dagster_run.tags
-    if tags.get(WILL_RETRY_TAG) == "true":
+    keys = [key for name in (PARTITION_NAME_TAG, *RANGE_TAGS) if pipeline.is_run_key(key := tags.get(name, ""))]
+    if not keys or tags.get(WILL_RETRY_TAG) == "true":
         return
-    keys = [tags[name] for name in (PARTITION_NAME_TAG, *RANGE_TAGS) if name in tags]
     reasons = [_reason(event) for event in context.get_step_failure_events()]
     pipeline.report_failure(keys, reasons or [context.failure_event.message or "no reason is known"], services)
 
 
 def _reason(event: dg.DagsterEvent) -> str:
-    """Why a step failed, in one line: Dagster's own errors are wrapped around the one that a person wants to see."""
+    """Why a step failed, in one line: Dagster's own errors are wrapped around the one that a person wants to see.
+
+    What our own exceptions say needs no name in front of it.
+    """
     error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause
     text = error.message.strip().splitlines()[0] if error and error.message.strip() else "no reason is known"
-    return f"{event.step_key}: {text.removeprefix('ci_pipeline.')}"
+    return f"{event.step_key}: {re.sub('^ci_pipeline[.a-zA-Z_]*: ', '', text)}"
 
 
 @dg.sensor(

@@ -193,8 +193,9 @@ def test_a_range_is_one_dagster_run_in_which_each_run_is_compared_with_the_one_b
     materialized = machine.instance.get_materialized_partitions(dg.AssetKey("run_diff"))
     assert materialized == set(keys)
     assert metadata(result, "run_diff", keys[-1])["dagster/partition_row_count"] == 22
-    assert made(result) == ASSETS - {"slack_report"}
+    assert made(result) == ASSETS
     assert machine.messages() == {}
+    assert metadata(result, "slack_report", keys[0])["posted"] == "nothing: a backfill is silent"
 
 
 def test_a_failure_goes_on_through_a_range_since_the_run_that_it_began_in(machine: Machine) -> None:

@@ -174,7 +174,12 @@ def test_slack_is_told_once_that_a_report_could_not_be_made(machine: Machine) ->
         tell_of_failure(machine, machine.run("999-1", raise_on_error=False))
     [text] = machine.messages().values()
     assert text.startswith("❌ The report of CI run 999-1 could not be made.")
-    assert "raw_artifacts: sources.SourceError: there is no run 999-1 in the inbox" in text
+    assert "raw_artifacts: there is no run 999-1 in the inbox" in text
+
+
+def test_slack_hears_nothing_of_a_partition_that_is_no_ci_run(machine: Machine) -> None:
+    tell_of_failure(machine, machine.run("a typing error", raise_on_error=False))
+    assert machine.messages() == {}
 
 
 def test_slack_hears_nothing_of_a_failure_that_is_tried_again(machine: Machine) -> None:
