@@ -388,7 +388,7 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         thread = slack_full.with_buttons(thread, report.run, slack_full.Links(failures=results))
     else:
         replies = list(classic.replies())
-        thread = SlackThread(classic.with_files(uploaded()).main(), replies)
+        thread = SlackThread(replace(classic, file_url=uploaded()).main(), replies)
     post(step, slack, thread)
 
 

@@ -71,15 +71,12 @@ def render(
         files["module_failures_report.txt"] = classic.module_table().text(to_truncate=False)
     if classic.changed_models and classic.changed_models.rows:
         files["changed_model_failures_report.txt"] = classic.changed_models.text(to_truncate=False)
-    new = [("new_failures", classic.new_failures)]
-    new += [(f"new_failures_against_{other.run_id}", other) for other in classic.unique_failures]
-    for name, compared in new:
-        if compared and compared.failures:
-            failures = compared.failures
-            files[f"{name}.txt"] = classic.failure_list(failures, to_truncate=False)
-            files[f"{name}.json"] = failures_by_module(failures, profile, report.test_job)
+    for new in (classic.new_failures, *classic.unique_failures):
+        if new and new.failures:
+            files[f"{new.file}.txt"] = classic.failure_list(new.failures, to_truncate=False)
+            files[f"{new.file}.json"] = failures_by_module(new.failures, profile, report.test_job)
     if classic.results_diff and report.previous:
-        files["test_results_diff.json"] = results_diff(report.reports, report.previous)
+        files[f"{classic.results_diff.file}.json"] = results_diff(report.reports, report.previous)
     return {
         name: content.encode() if isinstance(content, str) else to_json(content, indent=4)
         for name, content in files.items()

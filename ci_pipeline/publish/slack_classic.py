@@ -139,12 +139,15 @@ class Compared:
     run_id: int
     label: str
     failures: Sequence[Where] = ()
-    file_url: str = ""  # the whole list
+    file: str = ""  # of the report: the whole list, without its suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassicReport:
-    """What the messages of one test job say; `thread()` renders it."""
+    """What the messages of one test job say; `thread()` renders it.
+
+    `file_url` says where a file of the report is on the Hub, "" if it is nowhere.
+    """
 
     title: str
     ci_title: str = ""  # mrkdwn, escaped
@@ -161,21 +164,7 @@ class ClassicReport:
     results_diff: Compared | None = None
     not_compared: Sequence[str] = ()  # why not, one line each
     changed_models: Table | None = None
-
-    def with_files(self, file_url: Callable[[str], str]) -> ClassicReport:
-        """The same, with links to its files. `file_url` says where a file is, "" if it is nowhere."""
-
-        def linked(compared: Compared, name: str) -> Compared:
-            return replace(compared, file_url=file_url(name))
-
-        return replace(
-            self,
-            new_failures=linked(self.new_failures, "new_failures.json") if self.new_failures else None,
-            unique_failures=[
-                linked(other, f"new_failures_against_{other.run_id}.json") for other in self.unique_failures
-            ],
-            results_diff=linked(self.results_diff, "test_results_diff.json") if self.results_diff else None,
-        )
+    file_url: Callable[[str], str] = lambda name: ""
 
     # --- totals
 
@@ -366,14 +355,15 @@ class ClassicReport:
         ]
         if self.results_diff:
             text = f"*Test results diff*\n\n({self._compared_to(self.results_diff)})"
-            blocks.append(section(text, button("Check test result diff file", self.results_diff.file_url)))
+            url = self.file_url(f"{self.results_diff.file}.json")
+            blocks.append(section(text, button("Check test result diff file", url)))
         if self.new_failures and self.new_failures.failures:
             blocks.append(section(self.failure_list(self.new_failures.failures)))
         return blocks
 
     def comparison_block(self, compared: Compared, what: str, label: str) -> Block:
         text = f"*There are {len(compared.failures)} {what}*\n\n({self._compared_to(compared)})"
-        return section(text, button(label, compared.file_url))
+        return section(text, button(label, self.file_url(f"{compared.file}.json")))
 
     def _compared_to(self, compared: Compared) -> str:
         runs, run_id = self.run_url.rpartition("/")[0], compared.run_id
@@ -479,18 +469,18 @@ def classic_report(
     previous_model_table: str = "",
     file_url: Callable[[str], str] = lambda name: "",
 ) -> ClassicReport:
-    """The messages of a job report. `file_url` says where a file of the report is on the Hub, "" if it is not."""
+    """The messages of a job report."""
     job = profile.test_jobs.get(report.test_job)
     test = job.test if job else report.test_job
     matrix = bool(job and job.matrix)
 
-    def differing(change: Change, earlier: EarlierRun) -> Compared:
+    def differing(change: Change, earlier: EarlierRun, file: str) -> Compared:
         failures = (
             (row.matrix_entry or test, row.device, row.node_id)
             for row in report.diff
             if row.change == change and row.against_run_id == earlier.run.run_id
         )
-        return Compared(earlier.run.run_id, earlier.label, in_order(failures, profile))
+        return Compared(earlier.run.run_id, earlier.label, in_order(failures, profile), file)
 
     previous = report.previous
     classic = ClassicReport(
@@ -504,16 +494,17 @@ def classic_report(
         incomplete=report.problems,
         warnings=report.warnings,
         warnings_url=warnings_url,
-        new_failures=differing("new_failure", previous) if previous else None,
-        unique_failures=[differing("unique_failure", other) for other in report.others],
-        results_diff=Compared(previous.run.run_id, previous.label)
+        new_failures=differing("new_failure", previous, "new_failures") if previous else None,
+        unique_failures=[
+            differing("unique_failure", other, f"new_failures_against_{other.run.run_id}") for other in report.others
+        ],
+        results_diff=Compared(previous.run.run_id, previous.label, file="test_results_diff")
         if previous and previous.outcomes is not None and profile.diffs_results(report.run.workflow_path)
         else None,
         not_compared=not_compared,
+        file_url=file_url,
     )
-    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table)).with_files(
-        file_url
-    )
+    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
 
 
 def in_order(failures: Iterable[Where], profile: Profile) -> list[Where]:

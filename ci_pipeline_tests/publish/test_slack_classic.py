@@ -278,7 +278,7 @@ def test_without_new_failures_nothing_is_said_about_them() -> None:
 def test_a_file_that_is_not_on_the_hub_has_no_button() -> None:
     classic = compared(row("single", "a"))
     assert classic.new_failures
-    block = replace(classic, new_failures=replace(classic.new_failures, file_url="")).main().blocks[-2]
+    block = replace(classic, file_url=lambda name: "").main().blocks[-2]
     assert "accessory" not in block
 
 
