@@ -56,6 +56,8 @@ class Services:
     def source(self) -> Source:
         from ci_pipeline.sources import open_source
 
+        if not self.settings.source:  # the embedded default is there from the start
+            (self.settings.home / "inbox").mkdir(parents=True, exist_ok=True)
         # dagster-aws takes a second to import: only for those who need it.
         s3 = self._s3() if self._s3 and self.settings.source_uri.startswith("s3:") else None
         return open_source(self.settings, self.profile, s3=s3)

@@ -114,6 +114,12 @@ def test_without_any_setting_nothing_is_wrong_and_it_says_what_follows() -> None
     assert "Nothing is wrong" in result.output
 
 
+def test_a_check_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_HOME", str(tmp_path / "home"))
+    assert run("check-config").exit_code == 0
+    assert not (tmp_path / "home").exists()
+
+
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_SLACK_BOT_TOKEN", "xoxb-hunter2")
     monkeypatch.setenv("CI_PIPELINE_WAREHOUSE_URL", "https://me:hunter2@warehouse.example:8443/ci?password=hunter2")

@@ -114,8 +114,6 @@ def open_source(settings: Settings, profile: Profile, *, s3: Any = None, patienc
     if kind == "folder" and rest:
         from ci_pipeline.sources.folder import FolderSource
 
-        if not settings.source:
-            Path(rest).mkdir(parents=True, exist_ok=True)  # the embedded default is there from the start
         return FolderSource(Path(rest), repository=profile.repository, quiet_seconds=settings.quiet_seconds)
     if kind == "s3" and rest.startswith("//") and rest.strip("/"):
         from ci_pipeline.sources.s3 import S3Source
