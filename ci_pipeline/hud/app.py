@@ -22,6 +22,7 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ci_pipeline.hud.ci_runs import (
@@ -90,6 +91,7 @@ def create_app(
     )
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(_with_headers)
+    app.add_middleware(GZipMiddleware, compresslevel=3)
     pages = templates(settings, profile)
     services = Services(settings, profile)
     ci_runs = CiRuns(services)

@@ -247,6 +247,11 @@ def test_every_link_of_a_page_leads_somewhere(client: TestClient) -> None:
         assert client.get(link).status_code == 200, link
 
 
+def test_a_page_is_compressed_for_those_who_can_read_that(client: TestClient) -> None:
+    assert client.get("/").headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in client.get("/", headers={"accept-encoding": "identity"}).headers
+
+
 def test_only_a_static_file_that_is_there_is_kept_by_browsers(client: TestClient) -> None:
     address = re.findall(r'href="(/static/style[^"]*)"', client.get("/").text)[0]
     assert "immutable" in client.get(address).headers["cache-control"]

@@ -327,6 +327,13 @@ def test_a_backend_that_only_saw_an_earlier_commit_says_so(warehouse: Client, cl
     assert "of an earlier commit" in text(client.get("/pr/7").text)
 
 
+def test_jobs_that_fail_are_told_first(warehouse: Client, client: TestClient) -> None:
+    ends = {"a": "skipped", "b": "success", "c": "timed_out", "d": "failure", "e": ""}
+    put(warehouse, *(job(job_name=f"job {name}", conclusion=end) for name, end in ends.items()))
+    page = client.get("/pr/7").text
+    assert re.findall(r">job (\w)<", page) == ["c", "d", "a", "e", "b"]
+
+
 def test_backends_that_fail_are_told_first(warehouse: Client, client: TestClient) -> None:
     put(
         warehouse,

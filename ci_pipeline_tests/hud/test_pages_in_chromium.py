@@ -32,6 +32,7 @@ PATHS = (
     "/oot/org/backend",
     "/oot/org/backend?job=%3Cscript%3Ealert(1)%3C/script%3E",
     "/oot/org/backend/jobs/d0/1",
+    "/oot/org/wide",
     "/pr/7",
     "/history?test=%3Cscript%3Ealert(1)%3C/script%3E",
 )
@@ -87,6 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded)
             ),
         )
     put(client, job("org/" + "very-long-name-" * 12, conclusion=""))
+    put(client, *(job("org/wide", job_name=f"{'long words ' * 12}{n}", pr_author="x" * 39) for n in range(30)))
     settings = load_settings(CI_PIPELINE_HOME=tmp_path_factory.mktemp("home"), CI_PIPELINE_WAREHOUSE_URL=url)
     app = create_app(settings, load_profile("transformers"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -145,6 +147,16 @@ def test_no_page_is_wider_than_the_screen(site: str, browser: Browser, scheme: s
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     assert wrong == []
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_many_jobs_with_long_names_leave_the_matrix_in_sight(site: str, browser: Browser, width: int) -> None:
+    page, _ = opened(browser, viewport={"width": width, "height": 900})
+    page.goto(f"{site}/oot/org/wide")
+    box = "[...document.querySelectorAll('.matrix %s')].map(head => head.getBoundingClientRect().%s)"
+    assert len(heads := page.evaluate(box % ("th.job", "height"))) == 30
+    assert max(heads) < 300
+    assert max(page.evaluate(box % ("tbody th", "width"))) < width / 2
 
 
 def test_times_are_in_the_readers_zone_with_utc_on_hover(site: str, browser: Browser) -> None:
