@@ -4,7 +4,8 @@
     python -m benchmarks.backfill --tree DIR --runs 100   a tree of your own (see benchmarks.make_tree)
     python -m benchmarks.backfill --postgres postgresql+psycopg2://user:password@host/database
 
-Prints wall seconds of the whole process, imports included, CI runs per second, and the process's memory as it went.
+Prints wall seconds of the whole process, imports included, CI runs per second, those that were set aside, and the
+process's memory as it went.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def work() -> None:
     threading.Thread(target=watch, daemon=True).start()
     settings = load_settings()
     profile = load_profile(settings.profile)
-    keys = [run.key for run in new_runs(Services(settings, profile))]
+    services = Services(settings, profile)
+    keys = [run.key for run in new_runs(services)]
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("ci_run", keys)
         job = build_definitions(settings, profile).resolve_job_def("process_ci_run")
@@ -61,7 +63,8 @@ def work() -> None:
                 steps[event.step_key] = round(event.step_success_data.duration_ms / 1000, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     quarters = [max(memory[i * len(memory) // 4 : (i + 1) * len(memory) // 4] or [0]) for i in range(4)]
-    print(json.dumps({"runs": len(keys), "steps": steps, "memory": quarters, "peak": peak}))
+    set_aside = [key for key in keys if not services.is_processed(key)]
+    print(json.dumps({"runs": len(keys), "set_aside": set_aside, "steps": steps, "memory": quarters, "peak": peak}))
 
 
 def main() -> None:
@@ -88,6 +91,7 @@ def main() -> None:
             sys.exit(done.stderr[-4000:])
         said = json.loads(done.stdout.splitlines()[-1])
     print(f"{said['runs']} CI runs in {seconds:.1f} s: {said['runs'] / seconds:.1f} a second")
+    print(f"set aside: {', '.join(said['set_aside']) or 'none'}")
     print("seconds by step: " + ", ".join(f"{step} {took}" for step, took in said["steps"].items()))
     print(f"memory by quarter of the time: {', '.join(map(str, said['memory']))} MiB; peak {said['peak']} MiB")
 
