@@ -366,7 +366,8 @@ def _tell(processed: ProcessedRun, as_json: bool) -> None:
         click.echo(json.dumps(_summary(processed), ensure_ascii=False))
         return
     run = processed.run
-    click.echo(f"{run.workflow_name or 'CI run'} {run.run_number or ''} ({run.key})")
+    number = f" {run.run_number}" if run.run_number else ""
+    click.echo(f"{run.workflow_name or 'CI run'}{number} ({run.key})")
     for line in processed.delivered:
         click.echo(f"  {line}")
 
