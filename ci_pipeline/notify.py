@@ -25,7 +25,13 @@ from ci_pipeline.publish import hub_files, slack_classic
 from ci_pipeline.publish.mrkdwn import escape, link
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
-from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name, selected_warnings
+from ci_pipeline.reports.artifacts import (
+    available_artifacts,
+    matrix_entry,
+    parse_artifact_name,
+    parse_entry_artifact,
+    selected_warnings,
+)
 from ci_pipeline.reports.read import read_reports
 from ci_pipeline.second_process import Start, second_process
 from ci_pipeline.settings import SettingsError
@@ -118,7 +124,7 @@ def compare(
 
 def start_reading(step: Step, start: Start) -> Callable[[], list[TestReport]]:
     """Begin to read the reports of the step's artifacts. Waiting for them reads those that nobody has begun with."""
-    artifacts = artifacts_in(step.root, step.profile, step.test_job)
+    artifacts = artifacts_in(step.root, step.profile, step.test_job) or entry_artifacts_in(step)
     every_outcome = step.profile.diffs_results(step.workflow_path)
     parts = [
         start(read_reports, step.root, artifacts[first : first + READ_AT_ONCE], every_outcome=every_outcome)
@@ -135,6 +141,14 @@ def start_reading(step: Step, start: Start) -> Callable[[], list[TestReport]]:
 def artifacts_in(root: Path, profile: Profile, test_job: str) -> list[ArtifactName]:
     """A test job's artifacts in `root`."""
     return [artifact for artifact in available_artifacts(root, profile) if artifact.test_job == test_job]
+
+
+def entry_artifacts_in(step: Step) -> list[ArtifactName]:
+    """The step's artifacts by their matrix entries, where none of them names the test job."""
+    entries = [matrix_entry(folder) for folder in step.matrix]
+    names = sorted(path.name for path in step.root.iterdir() if path.is_dir())
+    found = (parse_entry_artifact(name, step.profile, step.test_job, entries) for name in names)
+    return [artifact for artifact in found if artifact]
 
 
 # --- what GitHub knows ----------------------------------------------------------------------------------------------

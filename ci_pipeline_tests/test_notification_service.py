@@ -80,10 +80,15 @@ def blocks(message: dict[str, Any]) -> list[str]:
 
 
 def test_example_1_the_command_of_a_workflow_step(services: RecordedServices) -> None:
+    folder = Path("test_reports_models_bert")
+    folder.mkdir()
+    (folder / "stats.txt").write_text("=== 1 failed, 3 passed in 2.04s ===")
+    (folder / "summary_short.txt").write_text(f"FAILED {NEW} - ValueError: x")
     assert notification_service.notify.main(json.dumps(["models_bert", "models_gpt2"])) == 0
-    (message,) = services.messages
-    assert message["text"] == "Incomplete: 0 failures out of 0 tests,"
-    assert "models_bert, models_gpt2: no artifact on any device" in blocks(message)[1]
+    message, reply = services.messages
+    assert message["text"] == "Incomplete: 1 failures out of 4 tests,"
+    assert "models_gpt2: no artifact on any device" in blocks(message)[1]
+    assert NEW in blocks(reply)[-1]
 
 
 def test_example_2_several_types_of_tests(services: RecordedServices) -> None:

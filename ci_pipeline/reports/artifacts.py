@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,19 @@ def parse_artifact_name(name: str, profile: Profile) -> ArtifactName | None:
     machine, _, entry = head.partition(f"_{job}_")
     machine = machine.strip("_")
     return ArtifactName(name, machine, profile.device_of(machine), job, entry.strip("_"), postfix)
+
+
+def parse_entry_artifact(name: str, profile: Profile, test_job: str, entries: Iterable[str]) -> ArtifactName | None:
+    """The same for names that know only an entry of the job's matrix: `[<machine>_]<entry>_test_reports`, and
+    `test_reports_<entry>`.
+    """
+    head = name.removeprefix("test_reports_").removesuffix("_test_reports")
+    entry = max((entry for entry in entries if f"_{head}".endswith(f"_{entry}")), key=len, default="")
+    machine = head.removesuffix(entry).strip("_")
+    device = profile.device_of(machine)
+    if head == name or not entry or (machine and device not in profile.devices):
+        return None
+    return ArtifactName(name, machine, device, test_job, entry)
 
 
 def available_artifacts(root: Path, profile: Profile) -> list[ArtifactName]:

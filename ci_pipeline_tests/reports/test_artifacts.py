@@ -4,7 +4,7 @@ import pytest
 
 from ci_pipeline.model import ArtifactName
 from ci_pipeline.profile import Profile, load_profile
-from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name
+from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name, parse_entry_artifact
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,26 @@ def test_only_folders_are_available(profile: Profile, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "single-gpu_run_examples_gpu_test_reports").write_text("a file")
     assert [artifact.device for artifact in available_artifacts(tmp_path, profile)] == ["multi", "single"]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "entry"),
+    [
+        ("single-gpu_models_bert_test_reports", "single", "models_bert"),
+        ("models_bert_test_reports", "", "models_bert"),
+        ("test_reports_models_bert", "", "models_bert"),
+        ("test_reports_multi-gpu_models_bert", "multi", "models_bert"),
+        ("single-gpu_bert_test_reports", "single", "bert"),
+    ],
+)
+def test_an_artifact_may_name_its_matrix_entry_alone(profile: Profile, name: str, device: str, entry: str) -> None:
+    found = parse_entry_artifact(name, profile, "run_models_gpu", ["bert", "models_bert"])
+    assert found
+    assert (found.device, found.test_job, found.matrix_entry) == (device, "run_models_gpu", entry)
+
+
+@pytest.mark.parametrize(
+    "name", ["models_bert", "single-gpu_models_gpt2_test_reports", "docs_models_bert_test_reports", "_test_reports"]
+)
+def test_no_other_folder_is_taken_for_an_artifact_of_an_entry(profile: Profile, name: str) -> None:
+    assert parse_entry_artifact(name, profile, "run_models_gpu", ["models_bert"]) is None
