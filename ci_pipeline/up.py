@@ -126,6 +126,10 @@ def _only_one(home: Path) -> Generator[None]:
 
 def _check_ports(settings: Settings, ports: Ports) -> None:
     """All at once and before anything is started: later, each owner would say it in its own way."""
+    if len(set(ports)) < len(ports):
+        raise UpError(
+            f"The ports must differ: {', '.join(f'--{name}-port {port}' for name, port in ports._asdict().items())}"
+        )
     for name, port in ports._asdict().items():
         if name == "warehouse" and settings.warehouse_url:
             continue

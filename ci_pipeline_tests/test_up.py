@@ -183,6 +183,11 @@ def test_a_port_in_use_is_one_clear_line(up: Up, part: str) -> None:
     assert not LINUX or up.nothing_is_left()
 
 
+def test_one_port_for_two_is_refused_before_anything_starts(up: Up) -> None:
+    assert up.run("--hud-port", str(up.dagster)) == 1
+    assert up.text().startswith(f"Error: The ports must differ: --dagster-port {up.dagster}, --hud-port {up.dagster}")
+
+
 def test_a_second_one_in_the_same_home_says_so(up: Up, tmp_path: Path) -> None:
     import fcntl
 
