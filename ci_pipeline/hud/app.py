@@ -36,7 +36,7 @@ from ci_pipeline.hud.ci_runs import (
     streaks,
 )
 from ci_pipeline.hud.metrics import Metrics
-from ci_pipeline.hud.oot_pages import oot_router
+from ci_pipeline.hud.oot_pages import Number, Page, oot_router
 from ci_pipeline.hud.relay import callbacks, callbacks_first, create_relay, relay_lifespan, results
 from ci_pipeline.model import CiRun
 from ci_pipeline.oot.relay import Relay
@@ -63,7 +63,6 @@ LATEST = 30
 """CI runs on the first page."""
 
 Where = Annotated[TestFilter, Query()]
-Page = Annotated[int, Query(ge=1, le=100_000)]
 
 
 class NavigationEntry(NamedTuple):
@@ -114,7 +113,7 @@ def create_app(
         return pages.TemplateResponse(request, "index.html", context)
 
     @app.get("/runs/{run_id}", response_class=HTMLResponse, include_in_schema=False)
-    def run_page(request: Request, run_id: int, where: Where, page: Page = 1, parts: str = "") -> Response:
+    def run_page(request: Request, run_id: Number, where: Where, page: Page = 1, parts: str = "") -> Response:
         shown = _run(ci_runs, run_id)
         context = {
             "shown": shown,
@@ -133,15 +132,15 @@ def create_app(
         return pages.TemplateResponse(request, "history.html", context)
 
     @app.get("/api/runs")
-    def latest_runs(limit: int = LATEST) -> list[RunPage]:
-        return ci_runs.latest(max(1, min(limit, 200)))
+    def latest_runs(limit: Annotated[int, Query(ge=1, le=200)] = LATEST) -> list[RunPage]:
+        return ci_runs.latest(limit)
 
     @app.get("/api/runs/{run_id}")
-    def one_run(run_id: int) -> RunPage:
+    def one_run(run_id: Number) -> RunPage:
         return _run(ci_runs, run_id)
 
     @app.get("/api/runs/{run_id}/tests")
-    def tests_of_run(run_id: int, where: Where, page: Page = 1) -> TestsPage:
+    def tests_of_run(run_id: Number, where: Where, page: Page = 1) -> TestsPage:
         """The tests of a CI run that changed or fail, new failures first."""
         return ci_runs.tests(_run(ci_runs, run_id).run, where, page)
 

@@ -253,16 +253,15 @@ class CiRuns:
         """The newest runs, newest first, without their tests and `against`; all, or those of one commit."""
         with warehouse(self.services) as client:
             runs = history.latest_runs(client, limit, head_sha=head_sha)
-            pages: dict[int, RunPage] = {}
+            pages: dict[CiRun, RunPage] = {}
             for repository in {known.run.repository for known in runs}:
-                ids = [known.run.run_id for known in runs if known.run.repository == repository]
-                results = _by(history.job_results(client, repository, ids), "run_id")
-                counts = _by(history.change_counts(client, repository, ids), "run_id")
-                for known in runs:
-                    if known.run.repository == repository:
-                        page = run_page(known, results[known.run.run_id], self.services.profile)
-                        pages[known.run.run_id] = _with_changes(page, counts[known.run.run_id])
-        return [pages[known.run.run_id] for known in runs]
+                of_repository = {known.run.run_id: known for known in runs if known.run.repository == repository}
+                results = _by(history.job_results(client, repository, list(of_repository)), "run_id")
+                counts = _by(history.change_counts(client, repository, list(of_repository)), "run_id")
+                for run_id, known in of_repository.items():
+                    page = run_page(known, results[run_id], self.services.profile)
+                    pages[known.run] = _with_changes(page, counts[run_id])
+        return [pages[known.run] for known in runs]
 
     def run(self, run_id: int) -> RunPage | None:
         """One run without its tests; None where it is not known."""

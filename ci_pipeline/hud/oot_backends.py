@@ -235,6 +235,7 @@ class OotBackends:
             arrived, found = self._health(client, days, view)()
         found.sort(key=_worst_first)
         pages = max(1, -(-len(found) // BACKENDS))
+        page = min(page, pages)
         shown = found[(page - 1) * BACKENDS : page * BACKENDS]
         return Summary(days, view, arrived, _stale(arrived), page, pages, shown)
 

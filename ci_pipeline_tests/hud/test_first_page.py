@@ -266,10 +266,14 @@ def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> N
     assert client.get("/api/runs/42").json() == {"detail": "There is no CI run 42."}
 
 
-def test_what_is_no_number_is_refused_in_words(client: TestClient) -> None:
-    response = client.get("/runs/abc")
-    assert response.status_code == 422
-    assert "run_id: Input should be a valid integer" in text(response.text)
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [("abc", "a valid integer"), ("0", "greater than or equal to 1"), (str(2**63), f"less than {2**63}")],
+)
+def test_what_is_no_number_of_a_run_is_refused_in_words(client: TestClient, number: str, why: str) -> None:
+    response = client.get(f"/runs/{number}")
+    assert response.status_code == client.get(f"/api/runs/{number}").status_code == 422
+    assert f"run_id: Input should be {why}" in text(response.text)
     assert "test: Field required." in text(client.get("/history").text)
     assert client.get("/api/runs/abc").json()["detail"][0]["loc"] == ["path", "run_id"]
     assert client.get(f"/runs/{10**30}").status_code in (404, 422)
