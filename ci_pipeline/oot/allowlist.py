@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -60,7 +59,7 @@ def parse_allowlist(text: str, name: str = "allowlist") -> Allowlist:
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise AllowlistError(f"{name}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
@@ -175,25 +174,24 @@ class AllowlistCache:
         AllowlistError: at the start, when there is no good copy yet.
     """
 
-    def __init__(self, location: str, ttl: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, location: str, ttl: float) -> None:
         self.location = location
-        self._ttl = ttl
-        self._clock = clock
-        self._reading = threading.Lock()
+        self._ttl = max(0.1, ttl)
+        self._closed = threading.Event()
         self._allowlist = read_allowlist(location) if location else Allowlist({})
-        self._old_at = clock() + ttl
+        if location:
+            threading.Thread(target=self._keep_fresh, name="oot-allowlist", daemon=True).start()
 
     def current(self) -> Allowlist:
-        """The copy at hand, at once; when it is old, it is read again meanwhile."""
-        if self.location and self._clock() > self._old_at and self._reading.acquire(blocking=False):
-            threading.Thread(target=self._read_again, name="oot-allowlist", daemon=True).start()
+        """The copy at hand."""
         return self._allowlist
 
-    def _read_again(self) -> None:
-        try:
-            self._allowlist = read_allowlist(self.location)
-        except AllowlistError as error:
-            log.warning("Allowlist not read again, the last good copy stays: %s", error)
-        finally:
-            self._old_at = self._clock() + self._ttl
-            self._reading.release()
+    def close(self) -> None:
+        self._closed.set()
+
+    def _keep_fresh(self) -> None:
+        while not self._closed.wait(self._ttl):
+            try:
+                self._allowlist = read_allowlist(self.location)
+            except AllowlistError as error:
+                log.warning("Allowlist not read again, the last good copy stays: %s", error)

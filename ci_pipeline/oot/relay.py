@@ -124,11 +124,12 @@ def open_relay(settings: OotSettings, upstream: str) -> Generator[Relay]:
         SettingsError: the allowlist or another setting is wrong.
         StoreUnavailable: the store cannot be opened.
     """
-    try:
-        allowlist = AllowlistCache(settings.oot_allowlist, settings.oot_allowlist_ttl)
-    except AllowlistError as error:
-        raise SettingsError(f"CI_PIPELINE_OOT_ALLOWLIST: {error}") from None
     with ExitStack() as stack:
+        try:
+            allowlist = AllowlistCache(settings.oot_allowlist, settings.oot_allowlist_ttl)
+        except AllowlistError as error:
+            raise SettingsError(f"CI_PIPELINE_OOT_ALLOWLIST: {error}") from None
+        stack.callback(allowlist.close)
         store = stack.enter_context(closing(open_store(settings.store_url, settings.oot_state_days)))
         outbox = None
         if settings.hud_url:
