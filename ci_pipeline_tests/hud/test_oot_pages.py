@@ -287,6 +287,16 @@ def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClie
     assert seen == list(range(1, 46))
 
 
+def test_a_failed_job_that_names_no_test_leads_to_its_run(warehouse: Client, client: TestClient) -> None:
+    artifacts = {"artifact_url": "https://artifacts.example/1"}
+    put(warehouse, job(conclusion="failure", **artifacts))
+    put(warehouse, job(delivery_id="d2", conclusion="timed_out", workflow_run_url=""), job(delivery_id="d3"))
+    page = text(client.get("/oot/org/backend/jobs/delivery-1/1").text)
+    assert "None was reported: see run · artifacts ." in page
+    for delivery in ("d2", "d3"):
+        assert "None was reported. " in text(client.get(f"/oot/org/backend/jobs/{delivery}/1").text)
+
+
 def test_failed_tests_that_were_left_out_are_counted(warehouse: Client, client: TestClient) -> None:
     tests = json.dumps([{"name": "t1"}, {"name": "t2", "omitted": 98}])
     put(warehouse, job(conclusion="failure", failed_tests=100, total_tests=200, failed_tests_json=tests))
