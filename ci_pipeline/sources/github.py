@@ -235,12 +235,16 @@ class GitHubSource:
                 failed = failed or error
                 return []
 
+        def whole() -> bool:
+            found = sum(map(len, pages))
+            if failed or not pages[-1] or pages[-1:] == pages[-2:-1]:  # it does not get better
+                return True
+            return found >= min(total, limit) if isinstance(total, int) else len(pages[-1]) < per_page or found >= limit
+
         if isinstance(total, int):
-            numbers = range(2, -(-min(total, limit) // per_page) + 1)
-            pages += await asyncio.gather(*map(page, numbers))
-        else:
-            while len(pages[-1]) >= per_page and len(pages) * per_page < limit:
-                pages.append(await page(len(pages) + 1))
+            pages += await asyncio.gather(*map(page, range(2, -(-min(total, limit) // per_page) + 1)))
+        while not whole():  # its length is not known, or a server gives less at once than it is asked for
+            pages.append(await page(len(pages) + 1))
         # A list that grows while it is read shows some objects on two pages.
         items = list({item.get("id") or id(item): item for page in pages for item in page}.values())
         if failed:

@@ -101,6 +101,21 @@ def test_pages_are_read_when_the_list_does_not_say_how_long_it_is(github, source
     assert len(source.jobs(source.run(5))) == 200
 
 
+def test_all_is_read_where_a_server_gives_less_at_once_than_it_is_asked_for(github, source):
+    github.per_page = 30
+    github.add_run(5)
+    github.add_jobs(5, *[f"job {n}" for n in range(130)])
+    assert [job.name for job in source.jobs(source.run(5))] == [f"job {n}" for n in range(130)]
+
+
+def test_a_server_that_knows_no_pages_is_not_asked_for_ever(github, source, monkeypatch):
+    github.add_run(5)
+    github.add_jobs(5, *[f"job {n}" for n in range(200)])
+    monkeypatch.setattr(github, "_list", lambda request, key, items: Response(200, {key: items}))
+    assert len(source.jobs(source.run(5))) == 200
+    assert len(github.requests) <= 1 + 2
+
+
 def without_total(response: Response) -> Response:
     answer = json.loads(response.body)
     del answer["total_count"]
