@@ -270,14 +270,13 @@ class RunWatch:
         ended = RunsFilter(statuses=list(FINISHED_STATUSES), updated_after=self.started)
         new = [run for run in self.instance.get_runs(ended, limit=100) if run.run_id not in self.known]
         self.known.update(run.run_id for run in new)
-        return [run for run in reversed(new) if PARTITION in run.tags]
+        return [run for run in reversed(new) if PARTITION in run.tags and not _is_made_again(run)]
 
     def state(self, run: CiRun) -> Literal["waiting", "working", "done", "failed"]:
         dagster_run = self.dagster_runs.get(run.key)
         if dagster_run is None:
             return "waiting"
-        # What was interrupted, Dagster does once more by itself.
-        if not dagster_run.is_finished or dagster_run.tags.get("dagster/will_retry") == "true":
+        if not dagster_run.is_finished or _is_made_again(dagster_run):
             return "working"
         return "done" if dagster_run.is_success else "failed"
 
@@ -287,6 +286,11 @@ class RunWatch:
 
         started = self.instance.all_logs(self.dagster_runs[run.key].run_id, of_type=DagsterEventType.STEP_START)
         return (started[-1].step_key or "").replace("_", " ") if started else "starting"
+
+
+def _is_made_again(dagster_run: DagsterRun) -> bool:
+    """What failed or was interrupted, Dagster does once more by itself."""
+    return dagster_run.tags.get("dagster/will_retry") == "true"
 
 
 def _wait(watch: RunWatch, console: Console) -> None:

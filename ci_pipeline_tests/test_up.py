@@ -12,11 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import httpx2
 import pytest
 
+from ci_pipeline.defs.jobs import deliver
 from ci_pipeline.sample import build, install
+from ci_pipeline.up import PARTITION, RunWatch
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parent.parent
@@ -166,6 +170,21 @@ def test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start(u
     assert up.nothing_is_left()
     assert up.run("--once") == 0, up.text()
     assert len(list((up.home / "outbox" / "slack").rglob("main.json"))) == 4
+
+
+def test_a_failure_is_shown_when_dagster_does_not_try_again() -> None:
+    def failed(key: str, **tags: str) -> str:
+        run = instance.create_run_for_job(deliver, tags={PARTITION: key, **tags})
+        instance.report_run_failed(run)
+        return run.run_id
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        nothing: Any = None
+        watch = RunWatch(instance, nothing, nothing, [])
+        failed("101-1", **{"dagster/will_retry": "true"})
+        last = failed("101-1")
+        assert [run.run_id for run in watch.news()] == [last]
+        assert watch.news() == []
 
 
 if not LINUX:  # these look at /proc, and only there does a child hear of its parent's end
