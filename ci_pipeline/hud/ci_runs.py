@@ -181,12 +181,15 @@ class TestJobPage:
 
 @dataclass(frozen=True)
 class RunPage:
-    """One CI run. `problems`: what was not seen, one line each; `against`: the runs that it was compared with."""
+    """One CI run. `problems`: what was not seen, one line each.
+
+    `against`: the runs that it was compared with; in lists None, not asked.
+    """
 
     run: CiRun
     problems: list[str] = field(default_factory=list[str])
     jobs: list[TestJobPage] = field(default_factory=list[TestJobPage])
-    against: list[CiRun] = field(default_factory=list[CiRun])
+    against: list[CiRun] | None = None
 
     @property
     def red(self) -> int:
@@ -250,7 +253,7 @@ class CiRuns:
         self.services = services
 
     def latest(self, limit: int, *, head_sha: str = "") -> list[RunPage]:
-        """The newest runs, newest first, without their tests and `against`; all, or those of one commit."""
+        """The newest runs, newest first, without their tests; all, or those of one commit."""
         with warehouse(self.services) as client:
             runs = history.latest_runs(client, limit, head_sha=head_sha)
             pages: dict[CiRun, RunPage] = {}
