@@ -78,7 +78,7 @@ class Metrics:
                     with warehouse(self._services) as client:
                         oot.arrived(client)
                 if relay := _relay(request.app):
-                    relay.store.record("")
+                    relay.store.record("none")
             except (WarehouseUnavailable, StoreUnavailable) as error:
                 return JSONResponse({"detail": str(error)}, 503)
             return JSONResponse({"status": "ok"})

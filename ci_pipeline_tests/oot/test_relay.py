@@ -12,11 +12,14 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from ci_pipeline.hud.app import create_server
 from ci_pipeline.hud.relay import create_relay
 from ci_pipeline.oot import callback_token
+from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 from ci_pipeline.oot.lifecycle import Dispatch
 from ci_pipeline.oot.relay import Relay
 from ci_pipeline.oot.store import StoreUnavailable
+from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import OotSettings, SettingsError, load_oot_settings
 from ci_pipeline_tests.oot.conftest import ABSENT, callback
 from ci_pipeline_tests.servers.oidc import OidcServer
@@ -414,3 +417,13 @@ def test_a_closed_store_is_unavailable(client: TestClient):
     relay_of(client).store.close()
     with pytest.raises(StoreUnavailable):
         relay_of(client).store.record("x")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "dynamodb"])
+def test_a_relay_is_ready_when_its_store_answers(
+    settings: OotSettings, dynamodb_store: DynamoDBStore, dynamodb_url: str, kind: str
+):
+    url = f"dynamodb://us-east-1/{dynamodb_store.table}?endpoint_url={dynamodb_url}" if kind == "dynamodb" else ""
+    changed = settings.model_copy(update={"oot_store": url})
+    with TestClient(create_server(changed, load_profile("pytorch"), pages=False)) as client:
+        assert client.get("/readyz").json() == {"status": "ok"}
