@@ -216,6 +216,19 @@ def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse
     assert test["node_id"] == "19607"
 
 
+def test_a_history_that_is_longer_than_its_page_says_so(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    run = "'huggingface/transformers', number, 1, 1"
+    columns = "repository, run_id, run_attempt, version"
+    warehouse.command(f"INSERT INTO ci_run ({columns}) SELECT {run} FROM numbers(1, 120)")
+    warehouse.command(
+        f"INSERT INTO test_outcome ({columns}, node_id, outcome) SELECT {run}, 't.py::t', 'passed' FROM numbers(1, 120)"
+    )
+    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
+    client = TestClient(app, base_url="http://127.0.0.1")
+    assert "The newest 100; the newest 120 as JSON" in text(client.get("/history?test=t.py::t").text)
+    assert len(client.get("/api/history?test=t.py::t").json()) == 120
+
+
 def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:
     for path in ("/", f"/runs/{HOSTILE}", "/history?test=%3Cscript%3Ealert(1)%3C/script%3E"):
         page = client.get(path).text
