@@ -240,14 +240,19 @@ def serve(host: str, port: int, pages: bool, relay: bool, hud_api: bool) -> None
         raise SystemExit(1)  # the log says why
 
 
+def _port(part: str, default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    envvar, port = f"{part.upper()}_PORT", click.IntRange(1, 65535)
+    return click.option(
+        f"--{part}-port", default=default, envvar=envvar, type=port, show_default=True, show_envvar=True
+    )
+
+
 @main.command()
 @click.option("--once", is_flag=True, help="Make the reports of what is in the inbox, then exit.")
 @click.option("--sample/--no-sample", default=True, help="Whether the bundled CI runs are put into the inbox.")
-@click.option("--dagster-port", default=3000, show_default=True, type=click.IntRange(1, 65535), envvar="DAGSTER_PORT")
-@click.option("--hud-port", default=3001, show_default=True, type=click.IntRange(1, 65535), envvar="HUD_PORT")
-@click.option(
-    "--warehouse-port", default=3002, show_default=True, type=click.IntRange(1, 65535), envvar="WAREHOUSE_PORT"
-)
+@_port("dagster", 3000)
+@_port("hud", 3001)
+@_port("warehouse", 3002)
 def up(once: bool, sample: bool, dagster_port: int, hud_port: int, warehouse_port: int) -> None:
     """Run everything on this machine.
 

@@ -138,7 +138,8 @@ def _check_ports(settings: Settings, ports: Ports) -> None:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError:
-                raise UpError(f"Port {port} is in use: stop what uses it, or choose another: --{name}-port") from None
+                how = f"--{name}-port or {name.upper()}_PORT"
+                raise UpError(f"Port {port} is in use: stop what uses it, or choose another: {how}") from None
 
 
 def _start(settings: Settings, ports: Ports, stack: ExitStack, *, once: bool, sample: bool) -> RunWatch:
