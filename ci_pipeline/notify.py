@@ -241,14 +241,14 @@ class Earlier:
     previous: EarlierRun | None = None
     others: list[EarlierRun] = field(default_factory=list[EarlierRun])
     model_table: str = ""  # of the previous run
-    not_compared: list[str] = field(default_factory=list[str])  # what could not be had, one line each
+    not_compared: dict[str, str] = field(default_factory=dict[str, str])  # why not, by what is therefore not known
 
     @contextmanager
-    def attempt(self, what: str) -> Generator[None]:
+    def attempt(self, label: str, to_know: str) -> Generator[None]:
         try:
             yield
         except (SourceError, hub_files.NoResults) as error:
-            self.not_compared.append(f"{what}: {error}")
+            self.not_compared[to_know] = f"{label}: {error}"
 
 
 def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> Earlier:
@@ -258,14 +258,14 @@ def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) ->
             log.warning("%s: %r is no run id; the profile's rules choose", name.upper(), text)
     earlier = _in_warehouse(step, run)
     if earlier.previous is None:
-        with earlier.attempt("previous run"):
+        with earlier.attempt("previous run", "New failures"):
             if previous := _named(step, step.env.prev_workflow_run_id) or _previous_run(step, run, source):
                 earlier.previous = _fetch(step, previous, "previous run", source, scratch, earlier)
                 if step.profile.diffs_results(step.workflow_path):
                     earlier.previous = replace(earlier.previous, outcomes=_outcomes(step, previous, source, scratch))
     if not earlier.others:
         label = _other_label(step)
-        with earlier.attempt(label):
+        with earlier.attempt(label, "Failures unique to this run"):
             if other := _named(step, step.env.other_workflow_run_id) or _reference_run(step, run, source):
                 earlier.others.append(_fetch(step, other, label, source, scratch, earlier))
     return earlier

@@ -194,6 +194,14 @@ def test_when_github_answers_nothing_the_artifacts_are_reported(step: Step) -> N
     assert any(text.startswith("*New failures are not known*") for text in step.texts)
 
 
+def test_another_run_that_cannot_be_had_leaves_open_only_what_is_unique_to_this_one(step: Step) -> None:
+    step.setenv(OTHER_WORKFLOW_RUN_ID="4712")
+    assert step.run() == 0
+    [unknown] = [text for text in step.texts if "are not known" in text]
+    assert unknown.startswith("*Failures unique to this run are not known*\n\n(run: GitHub: ")
+    assert any("new failed tests" in text for text in step.texts)
+
+
 def test_a_failed_setup_is_reported_instead(step: Step) -> None:
     step.setenv(SETUP_STATUS="failure")
     assert step.run() == 0

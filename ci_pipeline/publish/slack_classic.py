@@ -162,7 +162,7 @@ class ClassicReport:
     new_failures: Compared | None = None
     unique_failures: Sequence[Compared] = ()
     results_diff: Compared | None = None
-    not_compared: Sequence[str] = ()  # why not, one line each
+    not_compared: Mapping[str, str] = field(default_factory=dict[str, str])  # why not, by what is therefore not known
     changed_models: Table | None = None
     file_url: Callable[[str], str] = lambda name: ""
 
@@ -344,8 +344,8 @@ class ClassicReport:
         return plain_section(text, button(label, self.warnings_url or self.run_url, emoji=True), emoji=True)
 
     def _comparisons(self) -> list[Block]:
-        reasons = self.not_compared if self.n_failures or self.n_errors else ()
-        blocks = [section(f"*New failures are not known*\n\n({escape(reason)})") for reason in reasons]
+        reasons = self.not_compared if self.n_failures or self.n_errors else {}
+        blocks = [section(f"*{what} are not known*\n\n({escape(reason)})") for what, reason in reasons.items()]
         if self.new_failures and self.new_failures.failures:
             blocks.append(self.comparison_block(self.new_failures, "new failed tests", "Check new failures"))
         blocks += [
@@ -465,7 +465,7 @@ def classic_report(
     ci_title: str = "",
     run_url: str = "",
     warnings_url: str = "",
-    not_compared: Sequence[str] = (),
+    not_compared: Mapping[str, str] | None = None,
     previous_model_table: str = "",
     file_url: Callable[[str], str] = lambda name: "",
 ) -> ClassicReport:
@@ -501,7 +501,7 @@ def classic_report(
         results_diff=Compared(previous.run.run_id, previous.label, file="test_results_diff")
         if previous and previous.outcomes is not None and profile.diffs_results(report.run.workflow_path)
         else None,
-        not_compared=not_compared,
+        not_compared=not_compared or {},
         file_url=file_url,
     )
     return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))

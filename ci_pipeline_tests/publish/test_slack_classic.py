@@ -283,7 +283,7 @@ def test_a_file_that_is_not_on_the_hub_has_no_button() -> None:
 
 
 def test_a_run_that_cannot_be_compared_is_said_to_be_so() -> None:
-    main = compared(not_compared=["previous run: the artifact has <expired>"]).main()
+    main = compared(not_compared={"New failures": "previous run: the artifact has <expired>"}).main()
     assert texts(main)[-1] == "*New failures are not known*\n\n(previous run: the artifact has &lt;expired&gt;)"
 
 
