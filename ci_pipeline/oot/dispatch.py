@@ -195,7 +195,8 @@ class GitHubApp:
         answer = await get_installation_access_token(
             github, installation_id=str(installation["id"]), app_id=self._app_id, private_key=self._private_key
         )
-        self._tokens[repo] = (datetime.fromisoformat(answer["expires_at"]).timestamp() - 60, answer["token"])
+        if expires_at := answer.get("expires_at"):
+            self._tokens[repo] = (datetime.fromisoformat(expires_at).timestamp() - 60, answer["token"])
         return answer["token"]
 
 

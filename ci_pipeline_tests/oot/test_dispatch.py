@@ -249,6 +249,13 @@ def test_a_token_that_was_withdrawn_is_asked_for_anew(client: TestClient, github
     assert sum("access_tokens" in request.path for request in github.requests[before:]) == 1
 
 
+def test_a_token_that_does_not_say_how_long_it_is_good_is_used_once(client: TestClient, github: GitHubAppServer):
+    github.fail(path="access_tokens", status=201, body={"token": "installation-99"}, times=2 * len(EVERYBODY))
+    for delivery_id in ("delivery-1", "delivery-2"):
+        assert set(webhook(client, pull_request(), delivery_id=delivery_id).json()["dispatched"]) == EVERYBODY
+    assert len(github.requests) == 2 * 3 * len(EVERYBODY)
+
+
 def test_all_that_an_event_needs_of_github_takes_few_connections(client: TestClient, github: GitHubAppServer):
     webhook(client, pull_request())
     assert len(github.requests) == 3 * len(EVERYBODY)
