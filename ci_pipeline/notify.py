@@ -397,7 +397,7 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
     if step.settings.slack_style == "full":
         from ci_pipeline.publish import slack_full
 
-        thread = slack_full.without_buttons(report, step.profile)
+        thread = slack_full.without_buttons(report, step.profile, "; ".join(earlier.not_compared.values()))
         results = uploaded()(f"{step.job.result_name}_results.json")
         thread = slack_full.with_buttons(thread, report.run, slack_full.Links(failures=results))
     else:

@@ -326,6 +326,12 @@ def test_the_full_style_is_one_setting_away(step: Step) -> None:
     assert len(step.services.messages) <= 30
 
 
+def test_the_full_style_says_why_nothing_was_compared(step: Step) -> None:
+    step.setenv(CI_PIPELINE_SLACK_STYLE="full", PREV_WORKFLOW_RUN_ID="4711")
+    assert step.run() == 0
+    assert "cannot be told apart (previous run: GitHub: " in json.dumps(step.services.messages[0])
+
+
 def test_a_warehouse_is_asked_before_github(step: Step, warehouse: Client, warehouse_url: str) -> None:
     yesterday = datetime(2026, 2, 2, tzinfo=UTC)
     run = CiRun(REPOSITORY, EARLIER, workflow_id=WORKFLOW, event="schedule", head_branch="main", created_at=yesterday)

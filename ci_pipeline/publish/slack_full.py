@@ -101,9 +101,9 @@ def messages(report: JobReport, profile: Profile, *, links: Links = Links()) -> 
     return with_buttons(without_buttons(report, profile), report.run, links)
 
 
-def without_buttons(report: JobReport, profile: Profile) -> SlackThread:
-    """The thread as it is known before the links are: nearly all the work."""
-    return _Thread(report, profile).thread()
+def without_buttons(report: JobReport, profile: Profile, not_compared: str = "") -> SlackThread:
+    """The thread as it is known before the links are: nearly all the work. `not_compared` says why not."""
+    return _Thread(report, profile, not_compared).thread()
 
 
 def with_buttons(thread: SlackThread, run: CiRun, links: Links) -> SlackThread:
@@ -126,6 +126,7 @@ def with_buttons(thread: SlackThread, run: CiRun, links: Links) -> SlackThread:
 class _Thread:
     report: JobReport
     profile: Profile
+    not_compared: str = ""
     _cut: list[str] = field(default_factory=list[str])  # what the messages could not show
 
     def thread(self) -> SlackThread:
@@ -339,7 +340,8 @@ class _Thread:
         if previous:
             yield f"*Compared with:* {self._earlier(previous)}"
         elif failing:
-            yield "*Compared with:* nothing, so new and known failures cannot be told apart"
+            why = f" ({escape(clip(self.not_compared, 500))})" if self.not_compared else ""
+            yield f"*Compared with:* nothing, so new and known failures cannot be told apart{why}"
         if self.report.warnings:
             yield f"*Warnings:* {len(self.report.warnings):,}"
 
