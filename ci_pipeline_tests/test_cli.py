@@ -218,6 +218,7 @@ def test_an_ingest_that_was_killed_is_ended_by_the_next(inbox: Path, slack: Slac
         while not slack.channel() and time.monotonic() < end:
             time.sleep(0.01)
         killed.kill()
+    time.sleep(1)  # what was on its way arrives
     slack.faults.clear()
     result = run("ingest")
     assert result.exit_code == 0, result.output
