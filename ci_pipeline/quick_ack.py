@@ -1,6 +1,7 @@
 """Answers that come in two pieces: small servers send the head, and their system holds back the body until the head is
 acknowledged. Ours would put that off by 40 ms, for every answer on a connection that is kept.
 """
+
 from __future__ import annotations
 
 import socket

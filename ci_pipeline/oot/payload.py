@@ -173,22 +173,30 @@ _PR_NUMBER = {
     ]
 }
 
-_Id = Annotated[
-    str,
-    Field(coerce_numbers_to_str=False),
-    BeforeValidator(_id_of_number),
-    AfterValidator(_id),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": _ID}, {"type": "integer", "minimum": 0, "exclusiveMaximum": _ID_MOST}]}
-    ),
+_NOTHING = {"enum": ["", None]}
+_ANY_ID = [{"type": "string", "pattern": _ID}, {"type": "integer", "minimum": 0, "exclusiveMaximum": _ID_MOST}]
+_ANY_NAME = {**_STRING, "pattern": _NAME, "maxLength": _NAME_BYTES}
+_IdOf = Annotated[str, Field(coerce_numbers_to_str=False), BeforeValidator(_id_of_number)]
+_Id = Annotated[_IdOf, AfterValidator(_id), WithJsonSchema({"anyOf": _ANY_ID})]
+_OptionalId = Annotated[
+    _IdOf,
+    _Optional,
+    AfterValidator(lambda text: text and _id(text)),
+    WithJsonSchema({"anyOf": [*_ANY_ID, _NOTHING]}),
 ]
-_Name = Annotated[str, AfterValidator(_name), WithJsonSchema({**_STRING, "pattern": _NAME, "maxLength": _NAME_BYTES})]
+_Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_ANY_NAME)]
+_OptionalName = Annotated[
+    str,
+    _Optional,
+    AfterValidator(lambda text: text and _name(text)),
+    WithJsonSchema({"anyOf": [_ANY_NAME, _NOTHING]}),
+]
 _Text = Annotated[str, Field(max_length=500), _Optional, WithJsonSchema({**_TEXT, "maxLength": 500})]
 _Time = Annotated[
     str,
     _Optional,
     AfterValidator(_time),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _TIME}, {"enum": ["", None]}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _TIME}, _NOTHING]}),
 ]
 
 
@@ -218,10 +226,10 @@ class Workflow(_Part):
     conclusion: Annotated[
         Conclusion, _Optional, Field(validate_default=True), WithJsonSchema({"enum": [*_CONCLUSIONS, "", None]})
     ] = ""
-    name: _Name
+    name: _OptionalName = ""
     job_name: _Name
     check_run_id: _Id
-    run_id: _Id
+    run_id: _OptionalId = ""
     run_attempt: Annotated[int, BeforeValidator(_attempt), WithJsonSchema({"description": "1 if not a number"})] = 1
     url: Annotated[str, Field(max_length=2048), *_address("https", "http")] = ""
     started_at: _Time = ""
