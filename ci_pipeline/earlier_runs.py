@@ -114,6 +114,10 @@ def parse(text: str) -> list[Comparison]:
 def load(comparison: Comparison, test_job: str, services: Services) -> EarlierRun | None:
     """What is known of a test job of that run; None where nothing is: it was never processed, and left no results."""
     run, label = comparison.run, comparison.label
+    return services.earlier((run.key, test_job, label), lambda: _load(run, label, test_job, services))
+
+
+def _load(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun | None:
     if services.tables.has("test_outcomes", run.key):
         return from_table(run, label, test_job, services.tables.read("test_outcomes", run.key))
     known = ask_warehouse(services, lambda client: history.earlier_run(client, run, test_job, label))

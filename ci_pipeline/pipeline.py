@@ -241,7 +241,9 @@ def _earlier(
     from ci_pipeline.publish.hub_files import comparable
 
     known = [
-        (run.role, comparable(earlier, reports)) for run in with_runs if (earlier := services.earlier(run, test_job))
+        (run.role, comparable(earlier, reports))
+        for run in with_runs
+        if (earlier := earlier_runs.load(run, test_job, services))
     ]
     previous = next((earlier for role, earlier in known if role == "previous"), None)
     return previous, [earlier for role, earlier in known if role == "other"]

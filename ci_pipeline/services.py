@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-    from ci_pipeline.earlier_runs import Comparison
     from ci_pipeline.model import CiRun, EarlierRun, FetchedRun, JobReport
     from ci_pipeline.profile import Profile
     from ci_pipeline.publish.hub import Hub
@@ -131,12 +130,9 @@ class Services:
         """What `make` makes of a CI run that was read, made once."""
         return self._reports.get_or((run_key, every_outcome), make)
 
-    def earlier(self, comparison: Comparison, test_job: str) -> EarlierRun | None:
-        """What is known of a test job of an earlier run."""
-        from ci_pipeline import earlier_runs
-
-        key = (comparison.run.key, test_job, comparison.label)
-        return self._earlier.get_or(key, lambda: earlier_runs.load(comparison, test_job, self))
+    def earlier(self, key: tuple[str, str, str], make: Callable[[], EarlierRun | None]) -> EarlierRun | None:
+        """What `make` makes of an earlier run, made once. `key`: the run's, the test job, the label."""
+        return self._earlier.get_or(key, make)
 
     def together(self, run_keys: tuple[str, ...], make: Callable[[], list[CiRun]]) -> list[CiRun]:
         """What `make` makes of CI runs that are processed together, made once."""
