@@ -108,15 +108,23 @@ def export() -> None:
 @oot.command()
 @click.option("--all", "everything", is_flag=True, help="Bring every job of the store to the warehouse once more.")
 def replay(everything: bool) -> None:
-    """Bring to the warehouse what it refused.
+    """Bring to the warehouse, and to the HUD, what they refused.
 
-    Mend first what it was refused for. Exits with 1 when something is refused again.
+    Mend first what it was refused for. Exits with 1 when the warehouse refuses something again. What a HUD at
+    CI_PIPELINE_HUD_URL refused is sent when the relay starts, or with the next callback.
     """
     from ci_pipeline.oot.replication import dead_letters, replicate_all
     from ci_pipeline.oot.replication import replay as replay_dead_letters
+    from ci_pipeline.oot.sqlite_store import SqliteStore
     from ci_pipeline.settings import load_oot_settings
 
     settings = load_oot_settings()
+    if settings.hud_url:
+        with _store(settings) as store:
+            again = store.resend_messages().result() if isinstance(store, SqliteStore) else 0
+        click.echo(f"callbacks for the HUD to be sent again: {again}")
+        if not settings.warehouse_url:
+            return
     client = _warehouse(settings)
     if everything:
         with _store(settings) as store:

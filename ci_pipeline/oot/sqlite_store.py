@@ -264,6 +264,11 @@ class SqliteStore:
 
         return self._submit(work)
 
+    def resend_messages(self) -> Future[int]:
+        """Those that were refused are pending again; how many."""
+        again = "UPDATE message SET refused = NULL WHERE refused IS NOT NULL"
+        return self._submit(lambda connection: connection.execute(again).rowcount)
+
 
 class _Task(NamedTuple):
     work: Callable[[sqlite3.Connection], Any]

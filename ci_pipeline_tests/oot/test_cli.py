@@ -16,7 +16,7 @@ from ci_pipeline.oot import replication
 from ci_pipeline.oot.lifecycle import Step
 from ci_pipeline.oot.record import Record
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.oot.store import Change
+from ci_pipeline.oot.store import Change, Message
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -119,6 +119,16 @@ def test_replay_can_bring_the_whole_store(
     store.close()
     assert oot("replay", "--all").output == "jobs brought: 1\n"
     assert warehouse.command("SELECT count() FROM oot_workflow_job FINAL") == 1
+
+
+def test_replay_gives_the_hud_another_chance(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_HUD_URL", "https://hud.example")
+    with closing(SqliteStore(home / "oot.sqlite")) as store:
+        step = Step("delivery-1", "org/backend", "job", "completed", "digest", str(JOB["dynamoKey"]), self_report=True)
+        store.advance(step, 5.0, lambda done: Message(b"{}")).result()
+        store.settle_message(1, refused="no such thing").result()
+        assert oot("replay").output == "callbacks for the HUD to be sent again: 1\n"
+        assert store.pending_messages() == 1
 
 
 def test_replay_without_a_warehouse_is_one_line_that_names_the_setting() -> None:

@@ -139,6 +139,9 @@ def test_what_the_hud_refuses_for_good_is_kept_aside_and_holds_up_nobody(
     [kept] = store._query("SELECT body, refused FROM message")
     assert json.loads(kept["body"])["untrusted"]["callback_payload"]["workflow"]["status"] == "in_progress"
     assert "no such thing" in kept["refused"]
+    assert store.resend_messages().result() == 1
+    send(client, issuer, callback("in_progress", workflow__check_run_id="another"))
+    assert eventually(lambda: statuses(hud) == ["completed", "in_progress", "in_progress"])
 
 
 def test_a_wrong_token_is_mended_without_loss(client: TestClient, issuer: OidcServer, hud: HudServer):
