@@ -24,17 +24,21 @@ from pathlib import Path
 from benchmarks.make_tree import make_tree
 
 
-def run_once(tree: Path, style: str) -> tuple[float, float, float, str]:
-    """One process. Returns wall seconds, CPU seconds, peak memory in MiB, and what the services received."""
+def start_services(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """GitHub, Slack and the Hub, as the folder's `github/routes.json` says; the process, and its address."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "ci_pipeline_tests.servers.recorded", str(tree)],
+        [sys.executable, "-m", "ci_pipeline_tests.servers.recorded", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert server.stdin
     assert server.stdout
-    url = server.stdout.readline().strip()
+    return server, server.stdout.readline().strip()
+
+
+def run_once(tree: Path, style: str) -> tuple[float, float, float, str]:
+    """One process. Returns wall seconds, CPU seconds, peak memory in MiB, and what the services received."""
+    server, url = start_services(tree)
     with tempfile.TemporaryDirectory() as home:
         env = {k: v for k, v in json.loads((tree / "env.json").read_text()).items() if v is not None}
         env |= {"PATH": os.environ["PATH"], "HOME": home, "LANG": "C.UTF-8", "CI_PIPELINE_SLACK_STYLE": style}
@@ -53,9 +57,7 @@ def run_once(tree: Path, style: str) -> tuple[float, float, float, str]:
         errors = done.stderr.read()
         _, status, usage = os.wait4(done.pid, 0)
         wall = time.perf_counter() - start
-    server.stdin.close()
-    received = server.stdout.read().strip()
-    server.wait()
+    received = server.communicate()[0].strip()
     for leftover in (tree / "artifacts").glob("ci_results_*"):
         shutil.rmtree(leftover)
     if status:

@@ -9,8 +9,6 @@ on the same machine, which sends the head and the body of an answer one after th
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from slack_sdk import WebClient
 
+from benchmarks.notify import start_services
 from ci_pipeline.publish.slack import SlackClient
 
 BLOCKS = [{"type": "section", "text": {"type": "mrkdwn", "text": "*bert* " + "x" * 600}}] * 2
@@ -39,20 +38,12 @@ def main() -> None:
         routes = Path(folder, "github", "routes.json")
         routes.parent.mkdir()
         routes.write_text("[]")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "ci_pipeline_tests.servers.recorded", folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert server.stdin
-        assert server.stdout
-        url = f"{server.stdout.readline().strip()}/api/"
+        server, address = start_services(Path(folder))
+        url = f"{address}/api/"
         ours, plain = SlackClient("token", url), WebClient("token", base_url=url)
         measure("ours", lambda: ours.post("#ci", "text", BLOCKS, "1.2"), options.posts)
         measure("slack_sdk", lambda: plain.chat_postMessage(channel="#ci", text="text", blocks=BLOCKS), options.posts)
-        server.stdin.close()
-        server.wait()
+        server.communicate()
 
 
 if __name__ == "__main__":

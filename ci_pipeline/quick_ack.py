@@ -5,8 +5,10 @@ acknowledged. Ours would put that off by 40 ms, for every answer on a connection
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 def acknowledge(connection: socket.socket | None) -> None:
@@ -15,7 +17,7 @@ def acknowledge(connection: socket.socket | None) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def acknowledge_head(extensions: Mapping[str, Any]) -> None:
-    """The same for a response of httpx2, given its extensions; its hooks run before the body is read."""
-    if stream := extensions.get("network_stream"):
+def acknowledge_head(response: httpx2.Response) -> None:
+    """The same as a response hook of httpx2: those run before the body is read."""
+    if stream := response.extensions.get("network_stream"):
         acknowledge(stream.get_extra_info("socket"))

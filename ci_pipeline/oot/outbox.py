@@ -28,10 +28,6 @@ class _Undelivered(Exception):
     pass
 
 
-def _head_is_read(response: httpx2.Response) -> None:
-    acknowledge_head(response.extensions)
-
-
 class Outbox:
     """Sends the messages of one SQLite store to `<url>/api/oot/results`; workers on one store take turns.
 
@@ -42,7 +38,7 @@ class Outbox:
         self._store = store
         self._url = url.rstrip("/") + "/api/oot/results"
         self._client = httpx2.Client(
-            headers={"X-OOT-Relay-Token": token}, timeout=10.0, event_hooks={"response": [_head_is_read]}
+            headers={"X-OOT-Relay-Token": token}, timeout=10.0, event_hooks={"response": [acknowledge_head]}
         )
         self._patience = patience
         self._turn = os.open(f"{store.path}.outbox.lock", os.O_CREAT | os.O_RDWR, 0o600)

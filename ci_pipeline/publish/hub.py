@@ -253,7 +253,7 @@ def _head_is_read(response: httpx2.Response) -> None:
     """Huggingface_hub would wait in silence, as long as the Hub likes; how patient to be is decided here."""
     from huggingface_hub.utils import hf_raise_for_status
 
-    acknowledge_head(response.extensions)
+    acknowledge_head(response)
     if response.status_code == 429 or response.status_code >= 500:
         response.read()
         hf_raise_for_status(response)

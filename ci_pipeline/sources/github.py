@@ -445,7 +445,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 async def _head_is_read(response: httpx2.Response) -> None:
-    acknowledge_head(response.extensions)
+    acknowledge_head(response)
 
 
 class _GitHub(gidgethub.httpx.GitHubAPI):
