@@ -13,7 +13,7 @@ from pydantic import AliasChoices, SecretStr
 
 from ci_pipeline import settings as settings_module
 from ci_pipeline.oot.allowlist import AllowlistError, read_allowlist
-from ci_pipeline.oot.store import open_store
+from ci_pipeline.oot.stores import open_store
 from ci_pipeline.profile import Profile, load_profile
 from ci_pipeline.settings import OidcIssuer, OotSettings, Settings, SettingsError, Variables, load_oot_settings
 from ci_pipeline.sources import open_source
@@ -116,7 +116,8 @@ def _source(settings: Settings, profile: Profile, config: Config) -> None:
         if not settings.github_token:
             config.problems.append("ACCESS_REPO_INFO_TOKEN: not set: GitHub gives no artifact without a token")
     elif kind == "folder":
-        config.follows.append(f"CI runs come from the folder {rest}.")
+        unset = "" if settings.source else ": CI_PIPELINE_SOURCE is not set"
+        config.follows.append(f"CI runs come from the folder {rest}{unset}.")
         if settings.source and not Path(rest).is_dir():
             config.problems.append(f"CI_PIPELINE_SOURCE: there is no folder {rest}")
     else:
@@ -184,7 +185,7 @@ def _out_of_tree(settings: OotSettings, config: Config) -> None:
         config.problems.append(str(error))
 
 
-def draw(config: Config, console: Console) -> None:
+def draw(config: Config, console: Console, *, defaults: bool) -> None:
     """Set variables first, what follows, and what is wrong last: that is where the eye ends."""
     from rich.table import Table
     from rich.text import Text
@@ -193,10 +194,11 @@ def draw(config: Config, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     table.add_column(overflow="fold")
-    for setting in sorted(config.settings, key=lambda s: not s.is_set):
+    shown = [setting for setting in config.settings if setting.is_set or defaults]
+    for setting in sorted(shown, key=lambda s: not s.is_set):
         mark = Text("set", "green") if setting.is_set else Text("default", "dim")
         table.add_row(Text(setting.variable), mark, Text(setting.value or "-", "" if setting.is_set else "dim"))
-    if config.settings:
+    if shown:
         console.print(table)
         console.print()
     for line in config.follows:

@@ -47,8 +47,8 @@ class OneLineErrors(click.Group):
 def main(verbose: int) -> None:
     """Turns what CI runs leave behind into one truthful report and a history that can be asked.
 
-    Where things are is said by environment variables: `ci-pipeline check-config` names them. Nothing needs to be set to
-    try it: `ci-pipeline up` runs everything on this machine.
+    Where things are is said by environment variables: `ci-pipeline check-config --all` names them. Nothing needs to be
+    set to try it: `ci-pipeline up` runs everything on this machine.
 
     \b
     Completion of commands and options:
@@ -164,8 +164,9 @@ def report(run_id: int | None, post: bool, as_json: bool) -> None:
 
 
 @main.command("check-config")
+@click.option("-a", "--all", "defaults", is_flag=True, help="Name every variable, also those that are not set.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
-def check_config(as_json: bool) -> None:
+def check_config(defaults: bool, as_json: bool) -> None:
     """Say what is set, what is missing, what follows.
 
     Secrets are masked. Exits with 1 when something is wrong.
@@ -176,7 +177,7 @@ def check_config(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.as_json(), ensure_ascii=False))
     else:
-        check_config.draw(found, _console())
+        check_config.draw(found, _console(), defaults=defaults)
     sys.exit(1 if found.problems else 0)
 
 

@@ -28,7 +28,7 @@ from rich.text import Text
 
 from ci_pipeline import pipeline
 from ci_pipeline import sample as bundled
-from ci_pipeline.oot.store import open_store
+from ci_pipeline.oot.stores import open_store
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import terminal
 from ci_pipeline.sample import oot as sample_callbacks
@@ -381,4 +381,7 @@ def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None
     ):
         table.add_row(Text(name, "bold"), Text(where))
     console.print(table)
-    console.print("What comes into the source is reported. Ctrl-C stops everything.")
+    console.print(
+        f"What comes into the source is reported; {sys.argv[0]} check-config says how to connect GitHub, Slack and the "
+        "Hub. Ctrl-C stops everything."
+    )

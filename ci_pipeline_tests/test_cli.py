@@ -114,6 +114,13 @@ def test_without_any_setting_nothing_is_wrong_and_it_says_what_follows() -> None
     assert "Nothing is wrong" in result.output
 
 
+def test_a_variable_that_is_not_set_is_named_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PIPELINE_RETENTION_DAYS", "7")
+    assert "CI_PIPELINE_RETENTION_DAYS  set  7" in run("check-config").output
+    assert "GITHUB_SERVER_URL" not in run("check-config").output
+    assert "GITHUB_SERVER_URL" in run("check-config", "--all").output
+
+
 def test_a_check_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_PIPELINE_HOME", str(tmp_path / "home"))
     assert run("check-config").exit_code == 0
