@@ -43,7 +43,7 @@ class OutOfTree:
 
     @cached_property
     def store(self) -> "Store":
-        from ci_pipeline.oot.store import open_store
+        from ci_pipeline.oot.stores import open_store
 
         url = self.settings.store_url
         if url.startswith("dynamodb://"):

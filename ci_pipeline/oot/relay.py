@@ -18,7 +18,8 @@ from ci_pipeline.oot.lifecycle import Step, Transition
 from ci_pipeline.oot.outbox import Outbox
 from ci_pipeline.oot.payload import Callback, Trusted, read_callback
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.oot.store import Message, Store, open_store
+from ci_pipeline.oot.store import Message, Store
+from ci_pipeline.oot.stores import open_store
 from ci_pipeline.settings import OotSettings, SettingsError
 
 TokenMode = Literal["off", "optional", "required"]

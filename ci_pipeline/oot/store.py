@@ -12,7 +12,6 @@ from typing import NewType, Protocol, TypeVar
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, Status, Step, Transition
 from ci_pipeline.oot.record import Record
-from ci_pipeline.settings import SettingsError
 
 T = TypeVar("T")
 
@@ -147,20 +146,3 @@ class Store(Protocol):
     def close(self) -> None:
         """Write what waits, then close; what comes later is refused."""
         ...
-
-
-def open_store(url: str, state_days: float = 3.0) -> Store:
-    """Open `sqlite:///<path>` or `dynamodb://[<region>]/[<table>]`; lifecycles are kept for `state_days`.
-
-    Raises:
-        SettingsError: the address is neither.
-    """
-    if url.startswith("sqlite:///") and url != "sqlite:///":
-        from ci_pipeline.oot.sqlite_store import SqliteStore
-
-        return SqliteStore(url.removeprefix("sqlite:///"), state_days)
-    if url.startswith("dynamodb://"):
-        from ci_pipeline.oot.dynamodb_store import DynamoDBStore
-
-        return DynamoDBStore.from_url(url, state_days)
-    raise SettingsError("CI_PIPELINE_OOT_STORE: write sqlite:///<path> or dynamodb://<region>/<table>")

@@ -18,7 +18,8 @@ from ci_pipeline.oot.dynamodb_store import DynamoDBStore
 from ci_pipeline.oot.lifecycle import Dispatch, Step, Transition
 from ci_pipeline.oot.record import Record
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.oot.store import Change, Store, StoreUnavailable, open_store
+from ci_pipeline.oot.store import Change, Store, StoreUnavailable
+from ci_pipeline.oot.stores import open_store
 from ci_pipeline.settings import SettingsError
 
 KEY = "org/backend/delivery-1/CI/test/101"
