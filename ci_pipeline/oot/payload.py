@@ -26,10 +26,8 @@ MAX_FAILED_TESTS = 1_000
 SELF_REPORTS = frozenset(("nightly", "periodic"))
 """Event types of jobs that nobody dispatched: one `completed` callback and no other."""
 
-Conclusion = Literal[
-    "success", "failure", "cancelled", "timed_out", "skipped", "neutral", "action_required", "stale", ""
-]
-_CONCLUSIONS = [conclusion for conclusion in get_args(Conclusion) if conclusion]
+Conclusion = Literal["success", "failure", "cancelled", "timed_out", "skipped", "neutral", "action_required", "stale"]
+_CONCLUSIONS = list(get_args(Conclusion))
 
 
 def cut(text: str, limit: int) -> str:
@@ -224,8 +222,11 @@ class Workflow(_Part):
 
     status: Literal["in_progress", "completed"]
     conclusion: Annotated[
-        Conclusion, _Optional, Field(validate_default=True), WithJsonSchema({"enum": [*_CONCLUSIONS, "", None]})
-    ] = ""
+        Conclusion | None,
+        BeforeValidator(lambda value: None if value == "" else value),
+        Field(validate_default=True),
+        WithJsonSchema({"enum": [*_CONCLUSIONS, "", None]}),
+    ] = None
     name: _OptionalName = ""
     job_name: _Name
     check_run_id: _Id
@@ -241,8 +242,8 @@ class Workflow(_Part):
 
     @field_validator("conclusion")
     @classmethod
-    def _concluded(cls, conclusion: str, info: Any) -> str:
-        if not conclusion and info.data.get("status") == "completed":
+    def _concluded(cls, conclusion: Conclusion | None, info: Any) -> Conclusion | None:
+        if conclusion is None and info.data.get("status") == "completed":
             raise ValueError("is required when workflow.status is completed")
         return conclusion
 

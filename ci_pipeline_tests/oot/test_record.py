@@ -217,6 +217,11 @@ def test_a_wrong_field_is_refused_by_its_name(changes: dict[str, Any], field: st
     assert "\n" not in refused.value.detail
 
 
+def test_a_wrong_conclusion_is_answered_with_githubs_words():
+    with pytest.raises(Refused, match="'success', .* or 'stale'$"):
+        read(callback("completed", workflow__conclusion="great"))
+
+
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_json_object_is_refused_at_once(body: bytes):
     with pytest.raises(Refused) as refused:
