@@ -113,8 +113,7 @@ def replay(everything: bool) -> None:
     Mend first what it was refused for. Exits with 1 when the warehouse refuses something again. What a HUD at
     CI_PIPELINE_HUD_URL refused is sent when the relay starts, or with the next callback.
     """
-    from ci_pipeline.oot.replication import dead_letters, replicate_all
-    from ci_pipeline.oot.replication import replay as replay_dead_letters
+    from ci_pipeline.oot import replication
     from ci_pipeline.oot.sqlite_store import SqliteStore
     from ci_pipeline.settings import load_oot_settings
 
@@ -128,16 +127,13 @@ def replay(everything: bool) -> None:
     client = _warehouse(settings)
     if everything:
         with _store(settings) as store:
-            done = replicate_all(store, client)
-        click.echo(f"jobs brought: {done.rows - done.refused}")
-        refused = list(dead_letters(client))
+            done = replication.replicate_all(store, client)
     else:
-        arrived, refused = replay_dead_letters(client)
-        click.echo(f"dead letters brought: {arrived}")
-    for letter in refused:
-        click.echo(f"refused: {letter.change.record['dynamoKey']}: {letter.reason}", err=True)
-    if refused:
-        raise SystemExit(1)
+        done = replication.replay(client)
+    click.echo(f"{'jobs' if everything else 'dead letters'} brought: {done.rows - done.refused}")
+    if done.refused:
+        click.echo(f"refused again: {done.refused}", err=True)
+        raise SystemExit(1)  # the log names each
 
 
 @oot.command("create-tables")
@@ -166,7 +162,7 @@ def _check_repository(repo: str) -> None:
 
 @contextmanager
 def _store(settings: OotSettings) -> Generator[Store]:
-    from ci_pipeline.oot.store import open_store
+    from ci_pipeline.oot.stores import open_store
 
     with closing(open_store(settings.store_url, settings.oot_state_days)) as store:
         yield store

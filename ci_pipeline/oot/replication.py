@@ -171,21 +171,19 @@ def dead_letters(client: Client) -> Iterator[DeadLetter]:
         yield DeadLetter(Change(json.loads(record), version, changed_at, began_at), reason)
 
 
-def replay(client: Client) -> tuple[int, list[DeadLetter]]:
-    """Insert the dead letters: how many arrived, and those that are refused again.
+def replay(client: Client) -> Replicated:
+    """Insert the dead letters; what is refused again stays pending.
 
     Raises:
         WarehouseError: it cannot be reached; the others stay pending.
     """
-    arrived = 0
-    refused: list[DeadLetter] = []
+    done = Replicated()
     for letter in dead_letters(client):
-        if again := insert(client, [letter.change]):
-            refused += again
-        else:
+        refused = len(insert(client, [letter.change]))
+        if not refused:
             _keep(client, letter, pending=False)
-            arrived += 1
-    return arrived, refused
+        done = replace(done, rows=done.rows + 1, refused=done.refused + refused)
+    return done
 
 
 def _keep(client: Client, letter: DeadLetter, *, pending: bool) -> None:
