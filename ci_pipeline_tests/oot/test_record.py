@@ -218,7 +218,7 @@ def test_a_wrong_field_is_refused_by_its_name(changes: dict[str, Any], field: st
 
 
 def test_a_wrong_conclusion_is_answered_with_githubs_words():
-    with pytest.raises(Refused, match="'success', .* or 'stale'$"):
+    with pytest.raises(Refused, match=r"'success', .* or 'stale'$"):
         read(callback("completed", workflow__conclusion="great"))
 
 
