@@ -49,7 +49,6 @@ PATIENCE = 120  # seconds in which something has to happen
 GRACE = 5  # seconds that a child has to stop
 TICK = 0.3  # seconds between two looks
 SHOWN = 3  # CI runs whose reports are drawn at the start
-PARTITION = "dagster/partition"
 
 
 class UpError(RuntimeError):
@@ -256,22 +255,25 @@ class RunWatch:
     def look(self) -> None:
         """Ask Dagster about the CI runs that are not done."""
         from dagster import RunsFilter
+        from dagster._core.storage.tags import PARTITION_NAME_TAG
 
         waiting = [run.key for run in self.runs if self.state(run) in ("waiting", "working")]
         if waiting:
-            found = self.instance.get_runs(RunsFilter(tags={PARTITION: waiting}))
-            self.dagster_runs |= {run.tags[PARTITION]: run for run in reversed(found)}
+            found = self.instance.get_runs(RunsFilter(tags={PARTITION_NAME_TAG: waiting}))
+            self.dagster_runs |= {run.tags[PARTITION_NAME_TAG]: run for run in reversed(found)}
             self.known.update(run.run_id for run in found if run.is_finished)
 
     def news(self) -> list[DagsterRun]:
-        """What ended since this was asked the last time, the oldest first."""
+        """What ended of CI runs since this was asked the last time, the oldest first."""
         from dagster import RunsFilter
         from dagster._core.storage.dagster_run import FINISHED_STATUSES
+        from dagster._core.storage.tags import PARTITION_NAME_TAG
 
         ended = RunsFilter(statuses=list(FINISHED_STATUSES), updated_after=self.started)
         new = [run for run in self.instance.get_runs(ended, limit=100) if run.run_id not in self.known]
         self.known.update(run.run_id for run in new)
-        return [run for run in reversed(new) if PARTITION in run.tags and not _is_made_again(run)]
+        new = [run for run in new if pipeline.is_run_key(run.tags.get(PARTITION_NAME_TAG, ""))]  # others are of a day
+        return [run for run in reversed(new) if not _is_made_again(run)]
 
     def state(self, run: CiRun) -> Literal["waiting", "working", "done", "failed"]:
         dagster_run = self.dagster_runs.get(run.key)
@@ -291,7 +293,9 @@ class RunWatch:
 
 def _is_made_again(dagster_run: DagsterRun) -> bool:
     """What failed or was interrupted, Dagster does once more by itself."""
-    return dagster_run.tags.get("dagster/will_retry") == "true"
+    from dagster._core.storage.tags import WILL_RETRY_TAG
+
+    return dagster_run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _wait(watch: RunWatch, console: Console) -> None:
@@ -345,7 +349,9 @@ def _show(watch: RunWatch, console: Console) -> int:
 
 def _draw(dagster_run: DagsterRun, services: Services, console: Console) -> None:
     """The reports that a run of Dagster made."""
-    run_key = dagster_run.tags[PARTITION]
+    from dagster._core.storage.tags import PARTITION_NAME_TAG
+
+    run_key = dagster_run.tags[PARTITION_NAME_TAG]
     if dagster_run.is_success:
         for thread in pipeline.processed_run(run_key, services).threads.values():
             terminal.draw(thread, console)

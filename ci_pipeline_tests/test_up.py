@@ -16,10 +16,11 @@ from typing import Any
 import dagster as dg
 import httpx2
 import pytest
+from dagster._core.storage.tags import PARTITION_NAME_TAG, WILL_RETRY_TAG
 
 from ci_pipeline.defs.jobs import deliver
 from ci_pipeline.sample import build, install
-from ci_pipeline.up import PARTITION, RunWatch
+from ci_pipeline.up import RunWatch
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parent.parent
@@ -171,15 +172,16 @@ def test_killed_in_the_middle_it_leaves_no_child_and_goes_on_at_the_next_start(u
 
 def test_a_failure_is_shown_when_dagster_does_not_try_again() -> None:
     def failed(key: str, **tags: str) -> str:
-        run = instance.create_run_for_job(deliver, tags={PARTITION: key, **tags})
+        run = instance.create_run_for_job(deliver, tags={PARTITION_NAME_TAG: key, **tags})
         instance.report_run_failed(run)
         return run.run_id
 
     with dg.DagsterInstance.ephemeral() as instance:
         nothing: Any = None
         watch = RunWatch(instance, nothing, nothing, [])
-        failed("101-1", **{"dagster/will_retry": "true"})
+        failed("101-1", **{WILL_RETRY_TAG: "true"})
         last = failed("101-1")
+        failed("2026-05-01")  # a day of out-of-tree CI
         assert [run.run_id for run in watch.news()] == [last]
         assert watch.news() == []
 
