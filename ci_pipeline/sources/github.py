@@ -246,7 +246,7 @@ class GitHubSource:
         while not whole():  # its length is not known, or a server gives less at once than it is asked for
             pages.append(await page(len(pages) + 1))
         # A list that grows while it is read shows some objects on two pages.
-        items = list({item.get("id") or id(item): item for page in pages for item in page}.values())
+        items = list({str(item.get("id") or id(item)): item for page in pages for item in page}.values())
         if failed:
             raise SourceError(str(failed), tuple(items)) from failed
         return items

@@ -116,6 +116,12 @@ def test_a_server_that_knows_no_pages_is_not_asked_for_ever(github, source, monk
     assert len(github.requests) <= 1 + 2
 
 
+def test_a_job_whose_id_is_no_number_is_read_like_the_others(github, source):
+    github.add_run(5)
+    github.handle = lambda request: Response(200, {"id": 5, "total_count": 2, "jobs": [{"id": {}}, {"id": {"a": 1}}]})
+    assert len(source.jobs(source.run(5))) == 2
+
+
 def without_total(response: Response) -> Response:
     answer = json.loads(response.body)
     del answer["total_count"]
