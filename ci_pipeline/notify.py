@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE = 20.0
-"""Seconds for which a request to GitHub may be tried again: a report without links is better than a late one."""
+"""Seconds for which GitHub may fail and is asked again, in all: a report without links is better than a late one."""
 
 READ_AT_ONCE = 50
 """Artifacts in each of the calls by which the two processes share the reading."""

@@ -135,6 +135,16 @@ def test_a_wrong_setting_is_one_line(step: Step, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_github_that_never_answers_is_waited_for_once_and_the_report_goes_out(
+    step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PATIENCE", 0.5)
+    step.services.fail("^/repos/", delay=1, times=9)
+    assert step.run() == 0
+    assert len(step.services.messages) == 7
+    assert sum(request.path.startswith("/repos/") for request in step.services.requests) == 1
+
+
 def test_when_the_hub_is_down_the_report_goes_out_without_links(step: Step, caplog: pytest.LogCaptureFixture) -> None:
     step.services.fail("/preupload/", status=403, times=1000)
     assert step.run() == 0

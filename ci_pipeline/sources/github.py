@@ -71,8 +71,9 @@ class Artifact:
 class GitHubSource:
     """A `Source` on GitHub's REST API; not to be called from inside a running event loop.
 
-    `patience`: for how many seconds one request may be tried again; a rate limit that is lifted later than that is an
-    error that says when. While a whole run is fetched, downloads have `FETCH_PATIENCE`: GitHub allows 900 a minute.
+    `patience`: for how many seconds requests may be tried again while all of them fail; a rate limit that is lifted
+    later than that is an error that says when. A GitHub that has never answered in that time is not asked again for as
+    long. While a whole run is fetched, downloads have `FETCH_PATIENCE`: GitHub allows 900 a minute.
     `workflows`: the ids or files of those whose runs `runs_after` lists; all when empty.
     """
 
@@ -90,6 +91,9 @@ class GitHubSource:
         self._api_url = api_url.rstrip("/")
         self._token = token or None
         self._patience = patience
+        self._answered = False
+        self._failing_since: float | None = None  # as time.monotonic() has it
+        self._gone_until = 0.0
         self._runner = asyncio.Runner()
         self._one_at_a_time = threading.Lock()
         self._downloads = asyncio.Semaphore(PARALLEL)
@@ -190,22 +194,32 @@ class GitHubSource:
         Raises:
             SourceError: it failed for good, or would not succeed within `patience`.
         """
+        if time.monotonic() < self._gone_until:
+            raise SourceError(f"GitHub: {what}: not asked, nobody answered a moment ago")
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
             wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
             stop=tenacity.stop_after_attempt(ATTEMPTS)
-            | tenacity.stop_before_delay(self._patience if patience is None else patience),
+            | (self._is_out_of_patience if patience is None else tenacity.stop_before_delay(patience)),
             before_sleep=lambda state: log.warning(
                 "GitHub: %s: %s: trying again in %.1f s", what, _outcome(state), state.upcoming_sleep
             ),
             reraise=True,
         )
         try:
-            return await tries(request, *args)
+            answer = await tries(request, *args)
         except (SourceError, OSError):
             raise
         except Exception as error:
+            if isinstance(error, httpx2.TransportError) and not self._answered:
+                self._gone_until = time.monotonic() + self._patience
             raise _error(what, error) from error
+        self._answered, self._failing_since = True, None
+        return answer
+
+    def _is_out_of_patience(self, state: tenacity.RetryCallState) -> bool:
+        self._failing_since = self._failing_since or state.start_time
+        return time.monotonic() + state.upcoming_sleep >= self._failing_since + self._patience
 
     async def _get(self, path: str, holds: str = "") -> Json:
         """The JSON object at `path`; `holds` names the list that must be in it."""

@@ -271,6 +271,37 @@ def test_a_server_that_does_not_answer_is_given_up_within_the_patience(github):
         source.run(5)
 
 
+def test_when_the_patience_is_used_up_a_request_is_tried_once_until_one_succeeds(github):
+    source = GitHubSource(github.url, None, REPOSITORY, patience=1)
+    github.add_run(5)
+
+    def tries_that_fail() -> int:
+        before = len(github.requests)
+        with pytest.raises(SourceError, match="500"):
+            source.run(6)
+        return len(github.requests) - before
+
+    github.fail("/runs/6$", status=500, times=99)
+    assert tries_that_fail() > 1
+    time.sleep(1)
+    assert tries_that_fail() == 1
+    assert source.run(5).run_id == 5
+    assert tries_that_fail() > 1
+
+
+def test_a_server_that_never_answered_is_not_asked_again_at_once(github):
+    source = GitHubSource(github.url, None, REPOSITORY, patience=0.5)
+    github.add_run(5)
+    github.fail(delay=1)
+    with pytest.raises(SourceError, match="Timeout"):
+        source.run(5)
+    with pytest.raises(SourceError, match="not asked"):
+        source.artifacts(5)
+    assert len(github.requests) == 1
+    time.sleep(0.5)
+    assert source.run(5).run_id == 5
+
+
 def test_an_address_where_nobody_listens_is_one_line():
     with GitHub() as github:
         url = github.url
