@@ -18,6 +18,7 @@ from ci_pipeline.oot.record import FIELDS
 from ci_pipeline.oot.store import Change, Store, StoreUnavailable, page_of
 from ci_pipeline.warehouse import WarehouseError
 from ci_pipeline.warehouse.client import refusals
+from ci_pipeline.warehouse.oot import count_hours
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ class Reconciled:
 
 
 def replicate(store: Store, client: Client, cursor: str, *, seconds: float = 0.0) -> Replicated:
-    """Bring what changed behind `cursor`, and what changes within `seconds`.
+    """Bring what changed behind `cursor`, and what changes within `seconds`; when all is there, count it for the pages.
 
     Where this ends early the cursor is behind what has arrived; what lies behind it comes next time.
 
@@ -107,6 +108,11 @@ def replicate(store: Store, client: Client, cursor: str, *, seconds: float = 0.0
             done.refused + len(refused),
             max([done.lag, *(now - change.changed_at for change in page.changes)]),
         )
+        if page.changes and not page.more:
+            try:
+                count_hours(client)
+            except WarehouseError as error:
+                log.warning("The next page that shows these hours counts them itself: %s", error)
         left = end - time.monotonic()
         if left <= 0:
             return done

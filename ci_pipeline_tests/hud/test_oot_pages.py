@@ -154,6 +154,16 @@ def test_new_jobs_are_on_the_page_at_once(warehouse: Client, client: TestClient)
         time.sleep(0.05)
 
 
+def test_jobs_are_counted_before_a_page_asks(tmp_path: Path, warehouse: Client) -> None:
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        sample.feed(store, UPSTREAM)
+        cursor = ""
+        while (done := replication.replicate(store, warehouse, cursor)).rows:
+            cursor = done.cursor
+    arrived, counted = oot.arrived(warehouse)
+    assert arrived == counted is not None
+
+
 def test_old_data_says_since_when(warehouse: Client, client: TestClient) -> None:
     put(warehouse, job())
     assert "Nothing has arrived since" not in client.get("/oot").text
