@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from ci_pipeline.defs import assets, jobs, oot, sensors
+from ci_pipeline.defs import assets, failures, jobs, oot, sensors
 from ci_pipeline.defs.io_manager import ParquetIOManager
 from ci_pipeline.profile import Profile, load_profile
 from ci_pipeline.services import Services
@@ -51,8 +51,9 @@ def build_definitions(settings: Settings, profile: Profile) -> dg.Definitions:
         sensors=[
             sensors.ci_runs,
             sensors.ci_run_history,
-            sensors.failed_runs,
             sensors.pending_deliveries,
+            failures.failed_runs,
+            failures.breakdowns,
             oot.oot_callbacks,
             oot.oot_silent_jobs,
         ],

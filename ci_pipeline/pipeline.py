@@ -449,22 +449,26 @@ def has_pending(services: Services) -> bool:
 
 def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Services) -> Delivered:
     """Tell Slack, in one message, that the report of a CI run, or of a range of them, could not be made."""
+    which = run_keys[0] if len(run_keys) == 1 else f"{run_keys[0]} to {run_keys[-1]}"
+    run = CiRun(services.profile.repository, *_ids(run_keys[0]))
+    return _tell(f"❌ The report of CI run {which} could not be made.", reasons, run, "pipeline failure", services)
+
+
+def report_breakdown(part: str, since: int, headline: str, lines: Sequence[str], services: Services) -> Delivered:
+    """Tell Slack how a part of the pipeline does that has failed `since` then, in seconds since 1970: in one message,
+    which is edited when this is called again."""
+    return _tell(headline, lines, CiRun(services.profile.repository, since), part, services)
+
+
+def _tell(headline: str, lines: Sequence[str], run: CiRun, what: str, services: Services) -> Delivered:
     from ci_pipeline.publish.mrkdwn import escape
     from ci_pipeline.publish.slack_classic import header, section
     from ci_pipeline.publish.thread import SlackMessage, SlackThread, deliver
 
-    which = run_keys[0] if len(run_keys) == 1 else f"{run_keys[0]} to {run_keys[-1]}"
-    text = f"The report of CI run {which} could not be made."
-    blocks = [header(f"❌ {text}"), *(section(escape(reason)) for reason in reasons)]
-    run = CiRun(services.profile.repository, *_ids(run_keys[0]))
-    return deliver(
-        SlackThread(SlackMessage("main", f"❌ {text} {' '.join(reasons)}", blocks)),
-        run,
-        "pipeline failure",
-        services.channel(run, ""),
-        slack=services.slack,
-        ledger=services.ledger,
-    )
+    lines = [escape(line) for line in lines]
+    message = SlackMessage("main", " ".join((headline, *lines)), [header(headline), *map(section, lines)])
+    channel = services.channel(run, "")
+    return deliver(SlackThread(message), run, what, channel, slack=services.slack, ledger=services.ledger)
 
 
 # --- what is kept, and for how long ---------------------------------------------------------------------------------

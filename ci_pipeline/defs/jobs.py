@@ -1,7 +1,7 @@
 """What can be run: the graph for CI runs, deliveries that had to wait, and pruning."""
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
+from dagster._core.storage.tags import MAX_RETRIES_TAG, PARTITION_NAME_TAG
 
 from ci_pipeline import pipeline
 from ci_pipeline.defs.oot import GROUP as OUT_OF_TREE
@@ -15,13 +15,23 @@ process_ci_run = dg.define_asset_job(
 )
 
 
+class Undelivered(Exception):
+    """Something is still kept for later; one line that says why."""
+
+
 @dg.op
 def deliver_pending(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
-    for line in pipeline.deliver_pending(services):
+    lines = pipeline.deliver_pending(services)
+    for line in lines:
         context.log.info(line)
+    if waiting := [line for line in lines if ": pending" in line]:
+        raise Undelivered("; ".join(waiting))
 
 
-@dg.job(description="Brings to the Hub, Slack and the warehouse what could not be delivered before.")
+@dg.job(
+    tags={MAX_RETRIES_TAG: 0},  # its sensor tries again
+    description="Brings to the Hub, Slack and the warehouse what could not be delivered before.",
+)
 def deliver() -> None:
     deliver_pending()
 

@@ -1,21 +1,14 @@
-"""When things run: new CI runs at once, history a page at a time; who hears when that fails; deliveries and pruning."""
+"""When things run: new CI runs at once, history a page at a time, deliveries that had to wait, and pruning."""
 
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-    WILL_RETRY_TAG,
-)
 
 from ci_pipeline import pipeline
 from ci_pipeline.defs.jobs import UNFINISHED, deliver, process_ci_run, prune
-from ci_pipeline.defs.partitions import ci_run
+from ci_pipeline.defs.partitions import RANGE_TAGS, ci_run
 from ci_pipeline.model import CiRun
 from ci_pipeline.services import Services
 from ci_pipeline.sources import cursor_at
@@ -31,8 +24,6 @@ HISTORY_PAGE = 500
 
 KIND = "ci_pipeline/kind"
 """Tag of Dagster runs, `live` or `history`: dagster.yaml bounds how many of each go at once."""
-
-RANGE_TAGS = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
 
 
 @dg.sensor(
@@ -88,32 +79,6 @@ def ci_run_history(context: dg.SensorEvaluationContext, services: dg.ResourcePar
         dynamic_partitions_requests=additions,
         cursor=page.cursor,
     )
-
-
-@dg.run_failure_sensor(
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells Slack, once, that the report of a CI run could not be made, and why.",
-)
-def failed_runs(context: dg.RunFailureSensorContext, services: dg.ResourceParam[Services]) -> None:
-    tags = context.dagster_run.tags
-    keys = [key for name in (PARTITION_NAME_TAG, *RANGE_TAGS) if pipeline.is_run_key(key := tags.get(name, ""))]
-    if not keys or tags.get(WILL_RETRY_TAG) == "true":
-        return
-    reasons = [_reason(event) for event in context.get_step_failure_events()]
-    pipeline.report_failure(keys, reasons or [context.failure_event.message or "no reason is known"], services)
-
-
-def _reason(event: dg.DagsterEvent) -> str:
-    """Why a step failed, in one line: Dagster's own errors are wrapped around the one that a person wants to see.
-
-    What our own exceptions say needs no name in front of it.
-    """
-    error = event.step_failure_data.error
-    while error and error.cause:
-        error = error.cause
-    text = error.message.strip().splitlines()[0] if error and error.message.strip() else "no reason is known"
-    return f"{event.step_key}: {re.sub('^ci_pipeline[.a-zA-Z_]*: ', '', text)}"
 
 
 @dg.sensor(

@@ -1,4 +1,4 @@
-"""What starts Dagster runs: new CI runs, history, failures, deliveries that had to wait, and time."""
+"""What starts Dagster runs: new CI runs, history, deliveries that had to wait, and time."""
 
 from __future__ import annotations
 
@@ -153,37 +153,6 @@ def test_a_partition_that_is_there_already_is_a_range_of_its_own(machine: Machin
     assert ends == [("102-1", "102-1"), ("101-1", "103-1")]
     for start, end in ends:
         assert machine.run(start, end).success
-    assert machine.messages() == {}
-
-
-# --- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def tell_of_failure(machine: Machine, result: dg.ExecuteInProcessResult, **tags: str) -> None:
-    """The failure sensor hears of it as from the daemon."""
-    [event] = [event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
-    machine.instance.add_run_tags(result.run_id, tags)
-    run = machine.instance.get_run_by_id(result.run_id)
-    assert run
-    context = dg.build_run_status_sensor_context("failed_runs", event, machine.instance, run).for_run_failure()
-    sensors.failed_runs(context, services=machine.services())
-
-
-def test_slack_is_told_once_that_a_report_could_not_be_made(machine: Machine) -> None:
-    for _ in range(2):
-        tell_of_failure(machine, machine.run("999-1", raise_on_error=False))
-    [text] = machine.messages().values()
-    assert text.startswith("❌ The report of CI run 999-1 could not be made.")
-    assert "raw_artifacts: there is no run 999-1 in the inbox" in text
-
-
-def test_slack_hears_nothing_of_a_partition_that_is_no_ci_run(machine: Machine) -> None:
-    tell_of_failure(machine, machine.run("a typing error", raise_on_error=False))
-    assert machine.messages() == {}
-
-
-def test_slack_hears_nothing_of_a_failure_that_is_tried_again(machine: Machine) -> None:
-    tell_of_failure(machine, machine.run("999-1", raise_on_error=False), **{"dagster/will_retry": "true"})
     assert machine.messages() == {}
 
 
