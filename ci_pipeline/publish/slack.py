@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 if TYPE_CHECKING:
     from slack_sdk.http_retry.handler import RetryHandler
@@ -30,6 +30,14 @@ TEXT_LIMIT = 12_000
 
 PATIENCE = 120
 """Seconds that one 429 may ask us to wait."""
+
+TRIES = 5
+
+TIRING = 45
+"""Seconds after which two tries are enough: Slack takes long to say nothing."""
+
+DOWN = 60
+"""Seconds for which one try is enough, where Slack was given up before."""
 
 _BLOCKS_REFUSED = {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "too_many_blocks"}
 _TEMPORARY = {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited", "rate_limited"}
@@ -96,13 +104,14 @@ class SlackClient:
             ],
         )
         self._ids: dict[str, str] = {}  # of channels, by name
+        self._down_until = 0.0  # as time.monotonic() has it
 
     def post(
         self, channel: str, text: str, blocks: Blocks, thread_ts: str | None = None, metadata: Metadata | None = None
     ) -> str:
         """Post a message; its `ts`. Where an answer was lost, the message is looked for before it is sent again."""
         metadata = metadata or {"event_type": EVENT_TYPE, "event_payload": {"key": uuid.uuid4().hex}}
-        for attempt in _retrying():
+        for attempt in self._retrying():
             with attempt:
                 if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata)):
                     return ts
@@ -125,7 +134,7 @@ class SlackClient:
     def upload(self, channel: str, thread_ts: str, name: str, title: str, content: str) -> str:
         """Put a text file into a thread; its id. Where an answer was lost, the file is looked for first."""
         channel, data = self.channel_id(channel), content.encode()
-        for attempt in _retrying():
+        for attempt in self._retrying():
             with attempt:
                 if attempt.retry_state.attempt_number > 1:
                     for message in self.messages(channel, thread_ts):
@@ -221,14 +230,32 @@ class SlackClient:
             if refused.reason not in ("message_not_found", "file_not_found", "file_deleted"):
                 raise
 
-    @staticmethod
-    def _call(call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(SlackUnavailable),
+            wait=wait_exponential_jitter(initial=1, max=20),
+            stop=self._gives_up,
+            before_sleep=lambda state: log.warning(
+                "%s: trying again in %.0f s", state.outcome and state.outcome.exception(), state.upcoming_sleep
+            ),
+            reraise=True,
+        )
+
+    def _gives_up(self, state: RetryCallState) -> bool:
+        now = time.monotonic()
+        tries = 1 if now < self._down_until else 2 if now > state.start_time + TIRING else TRIES
+        if state.attempt_number < tries:
+            return False
+        self._down_until = now + DOWN
+        return True
+
+    def _call(self, call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
         from slack_sdk.errors import SlackApiError, SlackClientError
 
         method = call.__name__.replace("_", ".", 1)
         subject = str(arguments.get("channel", "this token"))
         try:
-            return call(**arguments).data
+            answer = call(**arguments).data
         except SlackApiError as error:
             status: int = error.response.status_code
             reason = str((error.response.data or {}).get("error", "no reason given"))
@@ -239,24 +266,14 @@ class SlackClient:
             raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SlackRefused(method, f"its answer is not understood: {error!r}", subject) from error
+        self._down_until = 0.0
+        return answer
 
 
 def _held(method: str, subject: str, answer: Mapping[str, Any], key: str) -> str:
     if not answer.get(key):
         raise SlackRefused(method, f"its answer holds no {key}", subject)
     return str(answer[key])
-
-
-def _retrying() -> Retrying:
-    return Retrying(
-        retry=retry_if_exception_type(SlackUnavailable),
-        wait=wait_exponential_jitter(initial=1, max=20),
-        stop=stop_after_attempt(5),
-        before_sleep=lambda state: log.warning(
-            "%s: trying again in %.0f s", state.outcome and state.outcome.exception(), state.upcoming_sleep
-        ),
-        reraise=True,
-    )
 
 
 def _rate_limit_handler() -> RetryHandler:

@@ -138,6 +138,24 @@ def test_nobody_listening_is_one_line():
             SlackClient("t", f"http://127.0.0.1:{unused.getsockname()[1]}/api/").post("#ci", "text", SECTION)
 
 
+@pytest.mark.usefixtures("short_waits")
+def test_a_slack_that_is_down_is_found_out_once(slack: SlackClient, slack_server: SlackServer):
+    def requests_in_vain() -> int:
+        before = len(slack_server.requests)
+        with pytest.raises(SlackUnavailable, match="503"):
+            slack.post("C00000001", "text", SECTION)
+        return len(slack_server.requests) - before
+
+    slack_server.fail(status=503, times=1000)
+    assert requests_in_vain() > 4
+    assert requests_in_vain() == 1
+    slack_server.faults.clear()
+    slack.post("C00000001", "it is back", SECTION)
+    slack_server.fail("chat.postMessage", status=503, times=2)
+    slack.post("C00000001", "tried again", SECTION)
+    assert [m["text"] for m in slack_server.channel()] == ["it is back", "tried again"]
+
+
 def test_an_edit_finds_the_channels_id_on_the_last_page(slack_server: SlackServer):
     slack_server.ids |= {f"other-{n}": f"C1000{n:04d}" for n in range(5)} | {"late": "C20000000"}
     slack_server.posted["C20000000"] = []
