@@ -379,12 +379,15 @@ def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Servi
 
     posted: dict[str, Delivered] = {}
     refused: list[SlackRefused] = []
+    down = ""
     for test_job, thread in threads.items():
         channel = services.channel(run, test_job)
         try:
-            posted[test_job] = deliver(thread, run, test_job, channel, slack=services.slack, ledger=services.ledger)
+            place = deliver(thread, run, test_job, channel, slack=services.slack, ledger=services.ledger, down=down)
         except SlackRefused as error:
             refused.append(error)
+        else:
+            posted[test_job], down = place, place.detail if place.where == "pending" else ""
     if refused:
         raise refused[0]
     return posted

@@ -14,6 +14,7 @@ from ci_pipeline import earlier_runs, pipeline
 from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub import HubClient
+from ci_pipeline.publish.thread import SlackMessage, SlackThread
 from ci_pipeline.services import TABLES, Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.sources import SourceError
@@ -221,6 +222,24 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
     assert pipeline.deliver_pending(up) == ["warehouse: 13 rows"]
     assert not pipeline.has_pending(up)
+
+
+def test_a_slack_that_is_down_is_asked_by_one_thread_of_a_run(
+    inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ci_pipeline.publish.slack.TRIES", 1)
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})})
+    with SlackServer() as slack:
+        services = deployment(CI_SLACK_BOT_TOKEN="xoxb-test", SLACK_API_URL=slack.api_url, SLACK_REPORT_CHANNEL="#ci")
+        run = services.source.run(101)
+        threads = {test_job: SlackThread(SlackMessage("main", test_job)) for test_job in ("models", "examples")}
+        slack.fail(status=503, times=100)
+        posted = pipeline.post_threads(threads, run, services)
+        assert [place.where for place in posted.values()] == ["pending", "pending"]
+        assert len(slack.requests) == 1
+        slack.faults.clear()
+        pipeline.deliver_pending(services)
+        assert [message["text"] for message in slack.channel()] == ["models", "examples"]
 
 
 def test_while_the_hub_is_down_the_report_goes_out_and_the_files_follow(inbox: Path, deployment: Deployment) -> None:

@@ -78,10 +78,13 @@ class Slack(Protocol):
     def url(self, channel: str, ts: str) -> str: ...
 
 
-def deliver(thread: SlackThread, run: CiRun, test_job: str, channel: str, *, slack: Slack, ledger: Ledger) -> Delivered:
+def deliver(
+    thread: SlackThread, run: CiRun, test_job: str, channel: str, *, slack: Slack, ledger: Ledger, down: str = ""
+) -> Delivered:
     """Bring a thread to Slack so that each of its messages is there once, however often this is called or killed.
 
     The thread is kept in the ledger until all of it is out. An older attempt of the run never overwrites a newer one.
+    `down`: why Slack could not be had a moment ago; then it is not asked again now.
 
     Raises:
         SlackRefused: Slack said no, and a person has to act; the thread is kept.
@@ -104,6 +107,8 @@ def deliver(thread: SlackThread, run: CiRun, test_job: str, channel: str, *, sla
             "thread": asdict(thread),
         }
         ledger.write(kept, pending)
+        if down:
+            return Delivered("pending", detail=down)
         try:
             return _Delivery(name, pending, slack, ledger).send(look_first=interrupted is not None)
         except SlackUnavailable as unavailable:

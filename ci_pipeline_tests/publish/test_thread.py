@@ -125,6 +125,16 @@ def test_while_slack_is_down_threads_are_kept_and_go_out_later_in_order_and_once
     assert len(slack_server.channel()) == 3 * 4
 
 
+def test_a_thread_that_comes_while_slack_is_known_to_be_down_is_kept_unasked(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    kept = deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger, down="HTTP 503")
+    assert (kept.where, kept.detail) == ("pending", "HTTP 503")
+    assert not slack_server.requests
+    assert [d.where for d in deliver_pending(slack=slack, ledger=ledger)] == ["slack"]
+    assert texts(slack) == ["2 failures", "about models_bert", "about models_vit", "failures.txt"]
+
+
 @pytest.mark.usefixtures("short_waits")
 def test_slack_going_down_in_the_middle_of_a_thread_costs_nothing(
     slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
