@@ -20,7 +20,6 @@ from ci_pipeline.sources.github_json import run_from, run_payload
 from ci_pipeline.warehouse import WarehouseError, history
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
     from ci_pipeline.services import Services
@@ -114,22 +113,22 @@ def parse(text: str) -> list[Comparison]:
 def load(comparison: Comparison, test_job: str, services: Services) -> EarlierRun | None:
     """What is known of a test job of that run; None where nothing is: it was never processed, and left no results."""
     run, label = comparison.run, comparison.label
-    return services.earlier((run.key, test_job, label), lambda: _load(run, label, test_job, services))
+    return services.earlier(run.key, label, test_job, lambda: _load(run, label, test_job, services))
 
 
 def _load(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun | None:
     if services.tables.has("test_outcomes", run.key):
-        return from_table(run, label, test_job, services.tables.read("test_outcomes", run.key))
+        return from_table(run, label, test_job, services)
     known = ask_warehouse(services, lambda client: history.earlier_run(client, run, test_job, label))
     return known or from_source(run, label, test_job, services)
 
 
-def from_table(run: CiRun, label: str, test_job: str, test_outcomes: pa.Table) -> EarlierRun:
+def from_table(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun:
     """What is known of a run that was read here, but for since when its tests fail: its run diff says that."""
-    import pyarrow.compute as pc
+    from ci_pipeline.tables import where
 
-    own = test_outcomes.filter(pc.field("test_job") == test_job)
     columns = ("matrix_entry", "device", "node_id", "outcome", "trace")
+    own = where(services.tables.read("test_outcomes", run.key, ("test_job", *columns)), "test_job", test_job)
     rows = zip(*(own[name].to_pylist() for name in columns), strict=True)
     return _earlier(run, label, (((e, d, n), outcome, trace) for e, d, n, outcome, trace in rows))
 

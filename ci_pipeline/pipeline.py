@@ -150,19 +150,11 @@ def job_reports(run_key: str, services: Services, *, every_outcome: bool = False
 
 
 def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[JobReport]:
-    import pyarrow.compute as pc
-
     from ci_pipeline.analysis.job_results import job_links, job_report
     from ci_pipeline.reports.artifacts import parse_artifact_name
-    from ci_pipeline.reports.tables import reports_from_tables
 
     fetched, profile = services.fetched(run_key), services.profile
-    outcomes = services.tables.read("test_outcomes", run_key)
-    if not every_outcome:
-        outcomes = outcomes.filter(pc.field("outcome").isin(sorted(RED)))
-    test_reports = services.tables.read("test_reports", run_key)
-    reports = reports_from_tables(test_reports, outcomes)
-    warnings = json.loads((test_reports.schema.metadata or {}).get(WARNINGS, b"[]"))
+    reports, warnings = _test_reports(run_key, services, every_outcome)
     named = {*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)}
     seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
     return [
@@ -170,6 +162,18 @@ def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[
         for test_job in profile.test_jobs
         if test_job in seen
     ]
+
+
+def _test_reports(run_key: str, services: Services, every_outcome: bool) -> tuple[list[TestReport], list[str]]:
+    """What `read` wrote: the report of each artifact, and the warnings that the CI run selected."""
+    from ci_pipeline.reports.tables import reports_from_tables
+    from ci_pipeline.tables import where
+
+    test_reports, outcomes = (services.tables.read(name, run_key) for name in ("test_reports", "test_outcomes"))
+    if not every_outcome:
+        outcomes = where(outcomes, "outcome", *RED)
+    warnings = json.loads((test_reports.schema.metadata or {}).get(WARNINGS, b"[]"))
+    return reports_from_tables(test_reports, outcomes), warnings
 
 
 def count(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
@@ -193,9 +197,10 @@ def diff(run_key: str, services: Services, together: Sequence[str] = ()) -> pa.T
     known = services.together(tuple(together), lambda: _known_together(together, services)) if together else ()
     with_runs = earlier_runs.comparisons(run, services, known)
     rows: list[RunDiffRow] = []
-    for report in job_reports(run_key, services, every_outcome=True) if with_runs else ():
-        previous, others = _earlier(report.test_job, with_runs, services, report.reports)
-        rows += run_diff(report.test_job, report.reports, previous, others)
+    reports, _ = _test_reports(run_key, services, every_outcome=True) if with_runs else ((), ())
+    for test_job in dict.fromkeys(report.artifact.test_job for report in reports):
+        own = [report for report in reports if report.artifact.test_job == test_job]
+        rows += run_diff(test_job, own, *_earlier(test_job, with_runs, services, own))
     return run_diff_table(run, rows).replace_schema_metadata({COMPARED_WITH: earlier_runs.dump(with_runs)})
 
 
@@ -258,19 +263,20 @@ def upload(run_key: str, services: Services) -> pa.Table:
     While the Hub is down they are kept, and go there with the next delivery.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from ci_pipeline.publish import hub
     from ci_pipeline.publish.hub_files import dataset_folder, render
     from ci_pipeline.table_store import parquet
+    from ci_pipeline.tables import where
 
     run, outcomes = services.fetched(run_key).run, services.tables.read("test_outcomes", run_key)
+    every_outcome = services.profile.diffs_results(run.workflow_path)
     files: dict[str, bytes] = {}
     rows: list[dict[str, Any]] = []
-    for report in compared_reports(run_key, services, every_outcome=True):
+    for report in compared_reports(run_key, services, every_outcome=every_outcome):
         folder = dataset_folder(run, report.test_job)
         contents = render(report, services.profile, previous_model_table=_model_table(report, services.profile))
-        contents["test_outcomes.parquet"] = parquet(outcomes.filter(pc.field("test_job") == report.test_job))
+        contents["test_outcomes.parquet"] = parquet(where(outcomes, "test_job", report.test_job))
         for name, content in contents.items():
             files[f"{folder}/{name}"] = content
             rows.append({"test_job": report.test_job, "folder": folder, "name": name, "bytes": len(content)})
@@ -342,15 +348,14 @@ def _title(run: CiRun, services: Services) -> str:
 
 
 def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThread:
-    import pyarrow.compute as pc
-
     from ci_pipeline.analysis.job_results import warnings_link
     from ci_pipeline.publish import slack_classic, slack_full
     from ci_pipeline.publish.mrkdwn import link
+    from ci_pipeline.tables import where
 
     run, profile = report.run, services.profile
     job = profile.test_jobs.get(report.test_job)
-    uploaded = files.filter((pc.field("test_job") == report.test_job) & (pc.field("url") != "")).to_pylist()
+    uploaded = [row for row in where(files, "test_job", report.test_job).to_pylist() if row["url"]]
     folder = next((f"{row['url']}/{row['folder']}" for row in uploaded), "")
     urls = {row["name"]: f"{folder.replace('/tree/', '/blob/', 1)}/{row['name']}" for row in uploaded}
 

@@ -48,7 +48,7 @@ class Services:
         # The steps of a CI run ask for the same things, one after the other.
         self._fetched: _Recent[str, FetchedRun] = _Recent(4)
         self._reports: _Recent[tuple[str, bool], list[JobReport]] = _Recent(2)
-        self._earlier: _Recent[tuple[str, str, str], EarlierRun | None] = _Recent(8)
+        self._earlier: _Recent[tuple[str, str], dict[str, EarlierRun | None]] = _Recent(4)
         self._together: _Recent[tuple[str, ...], list[CiRun]] = _Recent(1)
 
     @cached_property
@@ -130,9 +130,14 @@ class Services:
         """What `make` makes of a CI run that was read, made once."""
         return self._reports.get_or((run_key, every_outcome), make)
 
-    def earlier(self, key: tuple[str, str, str], make: Callable[[], EarlierRun | None]) -> EarlierRun | None:
-        """What `make` makes of an earlier run, made once. `key`: the run's, the test job, the label."""
-        return self._earlier.get_or(key, make)
+    def earlier(
+        self, run_key: str, label: str, test_job: str, make: Callable[[], EarlierRun | None]
+    ) -> EarlierRun | None:
+        """What `make` makes of a test job of an earlier run, made once."""
+        test_jobs = self._earlier.get_or((run_key, label), dict)
+        if test_job not in test_jobs:
+            test_jobs[test_job] = make()
+        return test_jobs[test_job]
 
     def together(self, run_keys: tuple[str, ...], make: Callable[[], list[CiRun]]) -> list[CiRun]:
         """What `make` makes of CI runs that are processed together, made once."""

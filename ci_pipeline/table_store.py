@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +59,9 @@ class TableStore:
                 stream.write(data)
         return len(data)
 
-    def read(self, table: str, run_key: str) -> pa.Table:
-        """
+    def read(self, table: str, run_key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of a table, or all of them.
+
         Raises:
             MissingTable: the step that writes it has not run for this CI run.
         """
@@ -68,7 +70,7 @@ class TableStore:
         try:
             with self._fs.open_input_file(self._path(table, run_key)) as file:
                 # Half the time of read_table, for small files; those are read before threads have begun.
-                return pq.ParquetFile(file).read(use_threads=file.size() > 2**20)
+                return pq.ParquetFile(file).read(columns, use_threads=file.size() > 2**20)
         except FileNotFoundError:
             raise MissingTable(f"CI run {run_key} has no table {table!r} yet: materialise {table!r} for it") from None
 

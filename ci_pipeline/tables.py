@@ -1,12 +1,13 @@
 """The columns of every table, once: DDL and Parquet files are held to these schemas by a test."""
 
-# pyright: reportUnknownParameterType=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ci_pipeline.model import CiRun
 
@@ -131,6 +132,14 @@ RUN_DIFF = pa.schema(
         pa.field("previous_trace", pa.string(), nullable=False),
     ]
 )
+
+
+def where(rows: pa.Table, column: str, *values: str) -> pa.Table:
+    """The rows that have one of the values in a column of text.
+
+    A `pc.field` expression says the same, and starts threads for it: three times as long for the rows of one CI run.
+    """
+    return rows.filter(pc.is_in(rows[column], pa.array(values)))
 
 
 def run_key(run: CiRun, rows: int) -> dict[str, pa.Array]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ci_pipeline import earlier_runs, pipeline
+from ci_pipeline.model import CiRun, FetchedRun
 from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub import HubClient
@@ -19,7 +22,7 @@ from ci_pipeline.services import TABLES, Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.sources import SourceError
 from ci_pipeline.warehouse import history
-from ci_pipeline_tests.ci_runs import AMD, put_run
+from ci_pipeline_tests.ci_runs import AMD, NIGHTLY, artifact_name, put_run, write_report
 from ci_pipeline_tests.servers.hub import HubServer
 from ci_pipeline_tests.servers.slack import SlackServer
 
@@ -95,6 +98,27 @@ def test_another_vendors_run_of_the_same_commit_tells_whose_failure_it_is(inbox:
     done = process_run(services.source.run(102), services)
     assert changes(done) == {"test_a": "unique_failure"}
     assert [c.label for c in pipeline.compared_with(done.tables["run_diff"])] == ["Nvidia CI run"]
+
+
+def test_what_other_runs_left_is_fetched_once_for_each_test_job(
+    inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job for job in load_profile("transformers").test_jobs if job != "run_models_gpu"]
+    for run_id, day, workflow in ((101, FIRST, AMD), (102, SECOND, NIGHTLY), (103, SECOND, AMD)):
+        run = put_run(inbox, run_id, {}, day=day, workflow=workflow, head_sha="c0ffee")
+        for job in jobs:
+            write_report(run / "artifacts" / artifact_name("", job=job), "", [], {"test_a": ASSERT})
+    services = deployment()
+    fetched: list[int] = []
+    fetch = services.source.fetch
+
+    def counted(run: CiRun, *args: Any, **options: Any) -> FetchedRun:
+        fetched.append(run.run_id)
+        return fetch(run, *args, **options)
+
+    monkeypatch.setattr(services.source, "fetch", counted)
+    process_run(services.source.run(103), services)
+    assert Counter(fetched) == {103: 1, 101: len(jobs), 102: len(jobs)}
 
 
 def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_no_errors(

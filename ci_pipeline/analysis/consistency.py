@@ -51,21 +51,21 @@ def miscounted(test_reports: pa.Table, test_outcomes: pa.Table) -> list[Contradi
 
 def without_trace(test_outcomes: pa.Table) -> list[str]:
     """The failing tests of which nobody can say why."""
-    import pyarrow.compute as pc
+    from ci_pipeline.tables import where
 
-    rows = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)) & (pc.field("trace") == ""))
+    rows = where(where(test_outcomes, "outcome", *RED), "trace", "")
     return [_test(row) for row in rows.select(["node_id", "device"]).to_pylist()]
 
 
 def unfounded(run_diff: pa.Table, test_outcomes: pa.Table) -> list[str]:
     """What the diff says is failing, and the outcomes do not have."""
-    import pyarrow.compute as pc
+    from ci_pipeline.tables import where
 
     test = ["test_job", "matrix_entry", "device", "node_id"]
-    says = run_diff.filter(pc.field("change").isin(_FAILING)).select([*test, "change"]).to_pylist()
+    says = where(run_diff, "change", *_FAILING).select([*test, "change"]).to_pylist()
     if not says:
         return []
-    red = test_outcomes.filter(pc.field("outcome").isin(sorted(RED)))
+    red = where(test_outcomes, "outcome", *RED)
     failing = set(zip(*(red[name].to_pylist() for name in test), strict=True))
     return [f"{_test(row)}: {row['change']}" for row in says if tuple(row[name] for name in test) not in failing]
 

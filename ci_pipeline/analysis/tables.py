@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ci_pipeline.analysis.job_results import UNCLASSIFIED
 from ci_pipeline.model import CiRun, Counts, JobReport, RunDiffRow, TestReport
-from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key
+from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key, where
 
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
@@ -91,7 +90,7 @@ def run_diff_table(run: CiRun, rows: Sequence[RunDiffRow]) -> pa.Table:
 
 def with_since(run_diff: pa.Table, before: pa.Table) -> pa.Table:
     """The RUN_DIFF table; what went on failing in the run before, whose run diff is `before`, does so since then."""
-    going_on = before.filter(pc.field("change").isin(["still_failing", "changed_error"]))
+    going_on = where(before, "change", "still_failing", "changed_error")
     known = dict(zip(_columns(going_on, _TEST), _columns(going_on, _SINCE), strict=True))
     since = [
         known.get(test, own) if own[0] else own
