@@ -47,6 +47,9 @@ TOGETHER = 25
 BEGUN = "begun"
 """Ledger entries of the runs that `process_run` has begun with and not ended: it was killed, or failed."""
 
+PRUNED = "pruned"
+"""Ledger entries of the runs that were processed, and forgotten after the retention time."""
+
 PENDING_ROWS = "warehouse/pending"
 """Ledger entries of the runs that the warehouse does not have yet."""
 
@@ -442,12 +445,17 @@ def deliver_pending(services: Services) -> list[str]:
     from ci_pipeline.publish import hub, thread
 
     lines: list[str] = []
-    if names := services.ledger.names(PENDING_ROWS):
-        lines.append(f"warehouse: {keep([name.rpartition('/')[2] for name in names], services)}")
+    if run_keys := _noted(PENDING_ROWS, services):
+        lines.append(f"warehouse: {keep(run_keys, services)}")
     delivered = hub.deliver_pending(hub=services.hub, ledger=services.ledger)
     lines += [_line("files", place) for place in delivered]
     delivered = thread.deliver_pending(slack=services.slack, ledger=services.ledger)
     return lines + [_line("messages", place) for place in delivered]
+
+
+def _noted(folder: str, services: Services) -> list[str]:
+    """The runs that the ledger has an entry of, by key."""
+    return [name.rpartition("/")[2] for name in services.ledger.names(folder)]
 
 
 def has_pending(services: Services) -> bool:
@@ -486,12 +494,12 @@ def expired(services: Services) -> set[str]:
     """The CI runs that were processed longer ago than the retention time, by key; none that the warehouse lacks."""
     limit = datetime.now(UTC) - timedelta(days=services.settings.retention_days)
     written = services.tables.written(next(iter(TABLES)))
-    waiting = {name.rpartition("/")[2] for name in services.ledger.names(PENDING_ROWS)}
-    return {key for key, time in written.items() if time < limit} - waiting
+    return {key for key, time in written.items() if time < limit}.difference(_noted(PENDING_ROWS, services))
 
 
 def prune(run_key: str, services: Services) -> None:
-    """Forget a CI run's artifacts and tables. What the warehouse has of it stays."""
+    """Forget a CI run's artifacts and tables. What the warehouse has of it stays, and that it was processed."""
+    services.ledger.write(f"{PRUNED}/{run_key}", {"run_key": run_key})
     services.raw.delete(run_key)
     for table in (*reversed(TABLES), "hub_dataset_files"):
         services.tables.delete(table, run_key)
@@ -597,9 +605,13 @@ def _line(what: str, place: Delivered) -> str:
 
 
 def new_runs(services: Services) -> Iterator[CiRun]:
-    """What the source has and is not processed yet, or not to its end, oldest first."""
-    begun = {name.rpartition("/")[2] for name in services.ledger.names(BEGUN)}
-    return (run for run in _runs(services, None) if run.key in begun or not services.is_processed(run.key))
+    """What the source has and was not processed yet, or not to its end, oldest first."""
+    begun, pruned = set(_noted(BEGUN, services)), set(_noted(PRUNED, services))
+
+    def is_new(run: CiRun) -> bool:
+        return run.key in begun or not (run.key in pruned or services.is_processed(run.key))
+
+    return filter(is_new, _runs(services, None))
 
 
 def newest_run(services: Services) -> CiRun:

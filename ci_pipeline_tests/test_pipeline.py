@@ -303,6 +303,7 @@ def test_old_runs_are_forgotten_and_young_ones_are_not(inbox: Path, deployment: 
     assert not services.raw.has("101-1")
     assert services.raw.has("102-1")
     assert services.is_processed("102-1")
+    assert list(pipeline.new_runs(services)) == []
 
 
 def test_runs_are_read_in_parallel_and_one_that_cannot_be_read_does_not_stop_the_others(
