@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import threading
-from asyncio import to_thread, wrap_future
+from asyncio import wait_for, wrap_future
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 import httpx2
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 # What the HUD says about one body and not about us or itself: it will not change its mind.
 _FINAL = frozenset((400, 413, 422))
+
+_LOOK = 60.0  # seconds until it is looked for what another process left behind
+_PAGE = 10  # messages at a time: each may have 2 MB
 
 
 class _Undelivered(Exception):
@@ -44,9 +49,9 @@ class Outbox:
         self._turn = os.open(f"{store.path}.outbox.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._wake = threading.Event()
         self._closed = threading.Event()
-        self._progress = threading.Condition()
-        self._delivered = 0
         self._down = False
+        self._asking = threading.Lock()
+        self._callers: dict[Future[bool], int] = {}  # each with the message up to which all must have arrived
         self._thread = threading.Thread(target=self._run, name="oot-outbox", daemon=True)
         self._thread.start()
 
@@ -58,13 +63,17 @@ class Outbox:
         if transition is None and not self.pending():
             return True
         newest = self._store.newest_message()
+        arrived: Future[bool] = Future()
+        with self._asking:
+            if self._down:
+                arrived.set_result(False)
+            else:
+                self._callers[arrived] = newest
         self._wake.set()
-        return not self._down and await to_thread(self._wait, newest)
-
-    def _wait(self, newest: int) -> bool:
-        with self._progress:
-            self._progress.wait_for(lambda: self._down or self._delivered >= newest, self._patience)
-            return self._delivered >= newest
+        try:
+            return await wait_for(wrap_future(arrived), self._patience)
+        except TimeoutError:
+            return False
 
     def pending(self) -> int:
         """How many messages wait to be delivered."""
@@ -80,7 +89,7 @@ class Outbox:
     def _run(self) -> None:
         self._wake.set()  # for what was owed before
         while not self._closed.is_set():
-            self._wake.wait()
+            self._wake.wait(_LOOK)
             self._wake.clear()
             try:
                 self._deliver_all()
@@ -96,8 +105,10 @@ class Outbox:
         if not self._take_turn():
             return
         try:
-            while messages := self._store.messages(100):
+            while messages := self._store.messages(_PAGE):
                 for id, body in messages:
+                    if self._closed.is_set():
+                        return
                     self._deliver(id, body)
                     self._arrived(id)
         finally:
@@ -113,9 +124,15 @@ class Outbox:
         return False
 
     def _arrived(self, id: int) -> None:
-        with self._progress:
-            self._delivered, self._down = max(id, self._delivered), False
-            self._progress.notify_all()
+        self._down = False
+        self._answer(True, up_to=id)
+
+    def _answer(self, delivered: bool, up_to: float = math.inf) -> None:
+        with self._asking:
+            for caller in [caller for caller, newest in self._callers.items() if newest <= up_to]:
+                del self._callers[caller]
+                if caller.set_running_or_notify_cancel():  # it may have lost patience
+                    caller.set_result(delivered)
 
     def _deliver(self, id: int, body: bytes) -> None:
         for attempt in Retrying(
@@ -142,8 +159,7 @@ class Outbox:
         except (_Undelivered, httpx2.HTTPError) as error:
             if not self._down:
                 log.warning("Results wait for the HUD: %s", error)
-            with self._progress:
-                self._down = True
-                self._progress.notify_all()
+            self._down = True
+            self._answer(False)
             raise
         self._store.settle_message(id).result()

@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ci_pipeline.hud.relay import create_relay
+from ci_pipeline.oot import outbox
 from ci_pipeline.oot.lifecycle import Dispatch, Step
 from ci_pipeline.oot.outbox import Outbox
 from ci_pipeline.oot.payload import MAX_BODY_BYTES
@@ -181,6 +182,30 @@ def test_two_workers_deliver_in_turns_and_each_message_once(tmp_path: Path, hud:
     assert sorted(result["n"] for result in hud.results) == list(range(40))
     for part in (*outboxes, *stores):
         part.close()
+
+
+def test_a_slow_hud_keeps_no_caller_longer_than_its_patience(tmp_path: Path, hud: HudServer):
+    hud.fail(delay=0.2, after=True, times=1000)
+
+    async def load(outbox: Outbox) -> list[bool]:
+        return await asyncio.gather(*(outbox.advance(step(n), 0.0, lambda _, n=n: message(n)) for n in range(400)))
+
+    with (
+        closing(SqliteStore(tmp_path / "oot.sqlite")) as store,
+        closing(Outbox(store, hud.url, hud.token, patience=0.3)) as impatient,
+    ):
+        start = time.monotonic()
+        assert not all(asyncio.run(load(impatient)))
+        assert time.monotonic() - start < 3
+
+
+def test_what_another_worker_left_behind_is_delivered_though_nobody_calls(
+    tmp_path: Path, hud: HudServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox, "_LOOK", 0.2)
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store, closing(Outbox(store, hud.url, hud.token)):
+        store.advance(step(1), 0.0, lambda _: message(1)).result()  # and was killed
+        assert eventually(lambda: hud.results == [{"n": 1}])
 
 
 def test_an_answer_in_two_pieces_is_acknowledged_at_once(tmp_path: Path, hud: HudServer):
