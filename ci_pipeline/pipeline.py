@@ -482,7 +482,7 @@ def _tell(headline: str, lines: Sequence[str], run: CiRun, what: str, services: 
     from ci_pipeline.publish.thread import SlackMessage, SlackThread, deliver
 
     lines = [escape(line) for line in lines]
-    message = SlackMessage("main", " ".join((headline, *lines)), [header(headline), *map(section, lines)])
+    message = SlackMessage("main", "\n".join((headline, *lines)), [header(headline), *map(section, lines)])
     channel = services.channel(run, "")
     return deliver(SlackThread(message), run, what, channel, slack=services.slack, ledger=services.ledger)
 

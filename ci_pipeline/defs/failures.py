@@ -135,7 +135,7 @@ def _reason(error: SerializableErrorInfo | None) -> str:
 
     What our own exceptions say needs no name in front of it.
     """
-    while error and error.cause:
+    while error and error.cause and error.message.startswith("dagster"):
         error = error.cause
     text = error.message.strip().splitlines()[0] if error and error.message.strip() else "no reason is known"
     return re.sub("^ci_pipeline[.a-zA-Z_]*: ", "", text)

@@ -101,7 +101,7 @@ def down() -> SerializableErrorInfo:
     """What Dagster keeps of a tick in which the warehouse did not answer."""
     try:
         try:
-            raise WarehouseError("the warehouse <at home> does not answer")
+            raise WarehouseError("the warehouse <at home> does not answer") from ConnectionRefusedError()
         except WarehouseError as error:
             raise dg.DagsterError("Error occurred during the execution of a sensor") from error
     except dg.DagsterError:
@@ -118,7 +118,7 @@ def test_slack_hears_once_that_replication_goes_on_failing_why_and_what_to_do(
         cursor = look(machine, cursor)
     [text] = machine.messages().values()
     assert text.startswith("❌ oot_callbacks fails since ")
-    assert " the warehouse &lt;at home&gt; does not answer What it does: Watches the store of callbacks" in text
+    assert "\nthe warehouse &lt;at home&gt; does not answer\nWhat it does: Watches the store of callbacks" in text
     assert text.endswith(
         "Mend that, and it goes on by itself; what waits is kept. Its ticks: http://dagster.example/automation"
     )
@@ -174,7 +174,7 @@ def test_slack_hears_that_what_waits_cannot_be_delivered(
     cursor = look(machine)
     [text] = [text for path, text in machine.messages().items() if path != report]
     assert text.startswith("❌ deliver fails since ")
-    assert " deliver_pending: warehouse: pending: " in text
+    assert "\ndeliver_pending: warehouse: pending: " in text
     assert text.endswith(f"Mend that, and re-execute the run: http://dagster.example/runs/{last.run_id}")
     assert deliver(warehouse_url).success
     look(machine, cursor)
