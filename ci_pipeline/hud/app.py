@@ -272,7 +272,8 @@ def _run(ci_runs: CiRuns, run_id: int) -> RunPage:
 def _message(pages: Jinja2Templates, request: Request, status: int, title: str, message: str) -> Response:
     if _is_for_scripts(request):
         return JSONResponse({"detail": message}, status)
-    return pages.TemplateResponse(request, "message.html", {"title": title, "message": message}, status)
+    context = {"status": status, "title": title, "message": message}
+    return pages.TemplateResponse(request, "message.html", context, status)
 
 
 def _is_for_scripts(request: Request) -> bool:

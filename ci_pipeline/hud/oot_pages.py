@@ -216,11 +216,14 @@ def cell_text(cell: Cell) -> str:
 
 def trend_text(trend: Iterable[Step], of: str = "rate") -> str:
     """A trend in words: `from 92.0 % to 81.3 %, lowest 70.0 %`."""
-    if of == "rate":
-        rates = [rate for step in trend if (rate := step.tally.pass_rate) is not None]
-        return f"from {percent(rates[0])} to {percent(rates[-1])}, lowest {percent(min(rates))}" if rates else "no jobs"
-    times = [time for step in trend if (time := step.average_duration) is not None]
-    return f"from {seconds(times[0])} to {seconds(times[-1])}, longest {seconds(max(times))}" if times else "no jobs"
+    rate = of == "rate"
+    steps = (step.tally.pass_rate if rate else step.average_duration for step in trend)
+    values = [value for value in steps if value is not None]
+    say = percent if rate else seconds
+    if len(values) < 2:
+        return say(values[0]) if values else "no jobs"
+    extreme = f"lowest {percent(min(values))}" if rate else f"longest {seconds(max(values))}"
+    return f"from {say(values[0])} to {say(values[-1])}, {extreme}"
 
 
 def trend_paths(trend: Iterable[Step], height: int = 20, of: str = "rate") -> list[tuple[str, str]]:

@@ -303,9 +303,10 @@ def test_healthz_needs_no_warehouse(tmp_path: Path) -> None:
 
 def test_a_warehouse_that_is_down_is_one_clear_page(tmp_path: Path) -> None:
     settings = settings_at(tmp_path, "http://127.0.0.1:9/default")
-    response = TestClient(create_app(settings, load_profile("transformers"))).get("/")
+    response = TestClient(create_app(settings, load_profile("transformers"))).get("/oot?days=30")
     assert response.status_code == 503
     assert "The warehouse cannot be asked" in response.text
+    assert '<a href="/oot?days=30">Try again</a>' in response.text
 
 
 def test_an_empty_warehouse_says_where_runs_come_from(tmp_path: Path, warehouse_url: str) -> None:

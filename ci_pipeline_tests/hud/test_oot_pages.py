@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ci_pipeline.hud.app import create_app, create_server
-from ci_pipeline.hud.oot_pages import percent, rate_kind, seconds
+from ci_pipeline.hud.oot_backends import Step, Tally
+from ci_pipeline.hud.oot_pages import percent, rate_kind, seconds, trend_text
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.profile import load_profile
@@ -570,3 +572,18 @@ def test_the_chip_of_a_pass_rate(rate: float, kind: str) -> None:
 )
 def test_times_are_told_in_two_units(value: float | None, expected: str) -> None:
     assert seconds(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("successes", "rates", "durations"),
+    [
+        ([], "no jobs", "no jobs"),
+        ([5], "50.0 %", "5 s"),
+        ([10, 4, 8], "from 100.0 % to 80.0 %, lowest 40.0 %", "from 10 s to 8 s, longest 10 s"),
+    ],
+)
+def test_a_trend_is_told_in_words(successes: list[int], rates: str, durations: str) -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    nothing = Step(began, Tally(), None)
+    trend = [nothing, *(Step(began, Tally.of(0, count, 0, 0, 10), count) for count in successes), nothing]
+    assert (trend_text(trend), trend_text(trend, "duration")) == (rates, durations)

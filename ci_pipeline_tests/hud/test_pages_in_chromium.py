@@ -33,6 +33,7 @@ PATHS = (
     "/oot/org/backend?job=%3Cscript%3Ealert(1)%3C/script%3E",
     "/oot/org/backend/jobs/d0/1",
     "/oot/org/wide",
+    "/oot/org/deep/jobs/delivery-1/1",
     "/pr/7",
     "/history?test=%3Cscript%3Ealert(1)%3C/script%3E",
 )
@@ -88,6 +89,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded)
             ),
         )
     put(client, job("org/" + "very-long-name-" * 12, conclusion=""))
+    long = json.dumps([{"name": "test", "file": "deep/" * 60}])
+    put(
+        client,
+        job("org/deep", conclusion="failure", failed_tests_json=long, environment=json.dumps({"x" * 90: "/y" * 90})),
+    )
     put(client, *(job("org/wide", job_name=f"{'long words ' * 12}{n}", pr_author="x" * 39) for n in range(30)))
     settings = load_settings(CI_PIPELINE_HOME=tmp_path_factory.mktemp("home"), CI_PIPELINE_WAREHOUSE_URL=url)
     app = create_app(settings, load_profile("transformers"))
@@ -139,7 +145,7 @@ def test_nothing_that_a_backend_sends_runs(site: str, browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [360, 1440])
 def test_no_page_is_wider_than_the_screen(site: str, browser: Browser, scheme: str, width: int, tmp_path: Path) -> None:
     page, wrong = opened(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
     for path in PATHS:
@@ -147,6 +153,15 @@ def test_no_page_is_wider_than_the_screen(site: str, browser: Browser, scheme: s
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     assert wrong == []
+
+
+def test_what_to_do_next_is_in_sight_on_a_phone(site: str, browser: Browser) -> None:
+    page, _ = opened(browser, viewport={"width": 360, "height": 900})
+    for path, link in (("/oot?view=nightlies", "look at 30 days"), ("/oot/org/wide?job=none", "show all")):
+        page.goto(site + path)
+        box = page.get_by_role("link", name=link).bounding_box()
+        assert box
+        assert box["x"] + box["width"] < 345, path
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -157,6 +172,7 @@ def test_many_jobs_with_long_names_leave_the_matrix_in_sight(site: str, browser:
     assert len(heads := page.evaluate(box % ("th.job", "height"))) == 30
     assert max(heads) < 300
     assert max(page.evaluate(box % ("tbody th", "width"))) < width / 2
+    assert page.evaluate(box % (".cell", "left"))[0] < width
 
 
 def test_times_are_in_the_readers_zone_with_utc_on_hover(site: str, browser: Browser) -> None:
