@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.payload import cut
 from ci_pipeline.oot.record import FIELDS, Record, began_at, failed_tests_json
-from ci_pipeline.oot.store import PAGE_BYTES, RATE_WINDOW, Change, ChangePage, StoreUnavailable, too_many
+from ci_pipeline.oot.store import PAGE_BYTES, RATE_WINDOW, Change, ChangePage, StoreUnavailable, in_window, too_many
 from ci_pipeline.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class DynamoDBStore:
 
         def count() -> None:
             known: list[float] = self._get(key) or []
-            recent = [at for at in known if at > now - RATE_WINDOW]
+            recent = [at for at in known if in_window(at, now)]
             if len(recent) >= rate_limit:
                 raise too_many(repo, rate_limit, recent[-rate_limit] + RATE_WINDOW - now)
             self._put_or_changed(self._conditional_put(key, known or None, [*recent, round(now, 3)]))

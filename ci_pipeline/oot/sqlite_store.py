@@ -20,7 +20,16 @@ from typing import Any, NamedTuple, TypeVar
 from ci_pipeline.oot import Refused
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.record import FIELDS, Record, began_at
-from ci_pipeline.oot.store import RATE_WINDOW, Change, ChangePage, Message, StoreUnavailable, page_of, too_many
+from ci_pipeline.oot.store import (
+    RATE_WINDOW,
+    Change,
+    ChangePage,
+    Message,
+    StoreUnavailable,
+    in_window,
+    page_of,
+    too_many,
+)
 
 log = logging.getLogger(__name__)
 
@@ -320,13 +329,13 @@ def _count_request(connection: sqlite3.Connection, repo: str, rate_limit: int, n
     last = "SELECT n FROM request WHERE repo = ? ORDER BY n DESC LIMIT 1"
     n = (connection.execute(last, (repo,)).fetchone() or (0,))[0] + 1
     before = connection.execute("SELECT at FROM request WHERE repo = ? AND n = ?", (repo, n - rate_limit)).fetchone()
-    if before and before[0] > now - RATE_WINDOW:
+    if before and in_window(before[0], now):
         raise too_many(repo, rate_limit, before[0] + RATE_WINDOW - now)
     connection.execute("INSERT INTO request VALUES (?, ?, ?)", (repo, n, now))
     if n % 16 == 0:  # more out than in: what is kept shrinks to what the window holds
         oldest = "SELECT n FROM request WHERE repo = ? ORDER BY n LIMIT 32"
-        delete = f"DELETE FROM request WHERE repo = ? AND at <= ? AND n IN ({oldest})"
-        connection.execute(delete, (repo, now - RATE_WINDOW, repo))
+        delete = f"DELETE FROM request WHERE repo = ? AND abs(? - at) >= ? AND n IN ({oldest})"
+        connection.execute(delete, (repo, now, RATE_WINDOW, repo))
 
 
 def _upsert(connection: sqlite3.Connection, record: Record) -> None:

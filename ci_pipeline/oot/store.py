@@ -69,6 +69,12 @@ RATE_WINDOW = 60.0
 """Seconds that a rate limit looks back."""
 
 
+def in_window(at: float, now: float) -> bool:
+    """Whether a request counts. One that seems to come later was counted before the clock was set back, or by a clock
+    that is ahead."""
+    return abs(now - at) < RATE_WINDOW
+
+
 def too_many(repo: str, rate_limit: int, wait: float) -> Refused:
     return Refused(429, f"{repo} may send {rate_limit} callbacks per minute", retry_after=wait)
 

@@ -203,6 +203,15 @@ def test_the_rate_limit_holds_in_any_minute(store: Store):
     store.count_request("org/backend", 3, 1090.0).result()
 
 
+def test_a_clock_that_was_set_back_locks_nobody_out(store: Store):
+    for _ in range(3):
+        store.count_request("org/backend", 3, 9000.0).result()
+    for _ in range(3):
+        store.count_request("org/backend", 3, 1000.0).result()
+    with pytest.raises(Refused):
+        store.count_request("org/backend", 3, 1001.0).result()
+
+
 def test_the_rate_limit_is_one_for_all_workers_and_per_repository(store: Store):
     def count(repo: str) -> bool:
         try:
