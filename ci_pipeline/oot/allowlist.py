@@ -160,10 +160,12 @@ def read_allowlist(location: str) -> Allowlist:
             data = Path(location).read_bytes()
         if len(data) > _MAX_BYTES:
             raise AllowlistError(f"{location}: larger than {_MAX_BYTES} bytes")
+        if not data.strip():  # as a file is for a moment while somebody writes it
+            raise AllowlistError(f"{location}: is empty, write {{}} if nobody may report")
         return parse_allowlist(data.decode(), location)
     except httpx2.HTTPStatusError as error:
         raise AllowlistError(f"{location}: the answer is {error.response.status_code}") from None
-    except (OSError, httpx2.HTTPError, UnicodeDecodeError) as error:
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeDecodeError) as error:
         raise AllowlistError(f"{location}: {getattr(error, 'strerror', None) or error}") from None
 
 

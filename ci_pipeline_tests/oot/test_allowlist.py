@@ -93,6 +93,12 @@ def test_a_missing_file_is_a_start_up_error(tmp_path: Path):
         AllowlistCache(str(tmp_path / "none.yml"), 60)
 
 
+def test_a_file_without_a_word_is_a_start_up_error_that_says_what_to_write(tmp_path: Path):
+    (tmp_path / "allowlist.yml").touch()
+    with pytest.raises(AllowlistError, match=r"allowlist\.yml: is empty, write \{\} if nobody may report"):
+        AllowlistCache(str(tmp_path / "allowlist.yml"), 60)
+
+
 def test_without_a_location_nobody_is_on_it():
     assert len(AllowlistCache("", 60).current()) == 0
 
@@ -138,9 +144,10 @@ def test_the_last_good_copy_stays_while_it_cannot_be_read():
         while len(files.requests) < 4 and time.monotonic() < end:
             assert cache.current().find("org/a")
             time.sleep(0.01)
-        files.text = "L2: [oops"
-        time.sleep(0.05)
-        assert cache.current().find("org/a")
+        for text in ("L2: [oops", "\n"):
+            files.text = text
+            time.sleep(0.3)
+            assert cache.current().find("org/a")
         files.text = "L2: [org/b]"
         assert eventually_lists(cache, "org/b")
 
