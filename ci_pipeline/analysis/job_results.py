@@ -207,13 +207,16 @@ def _missing(
             found.append(problem)
     found += [problem for report in reports for problem in report.problems]
 
-    known = {report.artifact.name for report in reports} | {problem.subject for problem in found}
+    there, told = {report.artifact.name for report in reports}, {problem.subject for problem in found}
     for name, job in announced.items():
-        if name in known or job.conclusion == "skipped":
+        stopped = job.conclusion in ("cancelled", "timed_out")
+        if name in told or job.conclusion == "skipped" or (name in there and not stopped):
             continue
         artifact = parse_artifact_name(name, profile)
         if artifact and artifact.test_job == test_job:
-            reason = f"no artifact: its CI job {_ended(job)}"
+            # A pytest that is interrupted ends its report as if these were all tests.
+            lacks = "perhaps not all tests ran" if name in there else "no artifact"
+            reason = f"{lacks}: its CI job {_ended(job)}"
             found.append(Problem(name, reason, artifact.device, test_job, artifact.matrix_entry))
 
     uploading = {job.id for job in announced.values()}
@@ -233,7 +236,7 @@ def _missing(
         found += [Problem(job.name, f"no artifact: its CI job {_ended(job)}", "", test_job, entry) for job in stopped]
         if not stopped and entry not in named:
             found.append(Problem(folder, "no artifact on any device", "", test_job, entry))
-    if not reports and not found:
+    if not reports and not any(problem.test_job for problem in found):
         found.append(Problem(test_job, "no artifact on any device", "", test_job))
     return found
 

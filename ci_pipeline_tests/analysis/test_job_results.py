@@ -202,6 +202,15 @@ def test_an_announced_artifact_that_is_not_there_is_named_with_its_folder_and_de
     assert result(report)["error"] is True
 
 
+@pytest.mark.parametrize(("conclusion", "ended"), [("cancelled", "was cancelled"), ("timed_out", "timed out")])
+def test_the_report_of_a_job_that_was_stopped_may_lack_tests(conclusion: str, ended: str) -> None:
+    cut = artifact("single", "models_bert")
+    report = reported(TestReport(cut, Counts(1)), jobs=(ci_job(cut.name, 1, conclusion=conclusion),))
+    reason = f"perhaps not all tests ran: its CI job {ended}"
+    assert report.problems == [Problem(cut.name, reason, "single", MODELS, "models_bert")]
+    assert (result(report)["error"], result(report)["success"]) == (True, 1)
+
+
 def test_a_refused_artifact_is_named_once() -> None:
     there, refused = artifact("single", "models_bert"), artifact("multi", "models_bert")
     report = reported(
@@ -240,6 +249,15 @@ def test_a_test_job_of_which_nothing_is_there_is_a_problem() -> None:
     report = reported(test_job="run_examples_gpu")
     assert report.problems == [Problem("run_examples_gpu", "no artifact on any device", "", "run_examples_gpu")]
     assert result(report, "run_examples_gpu")["error"] is True
+
+
+def test_a_test_job_of_which_nothing_is_there_is_named_where_the_jobs_are_not_known_either() -> None:
+    unknown = Problem("job links could not be read", "403")
+    report = reported(test_job="run_examples_gpu", problems=[unknown])
+    assert report.problems == [
+        unknown,
+        Problem("run_examples_gpu", "no artifact on any device", "", "run_examples_gpu"),
+    ]
 
 
 def test_failing_tests_that_nobody_named_are_counted() -> None:

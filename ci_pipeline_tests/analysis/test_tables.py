@@ -24,10 +24,8 @@ def report() -> JobReport:
         TestOutcome("tests/models/bert/test_modeling_bert.py::v", "passed"),
     )
     jobs = [
-        CiJob(
-            n, "", "completed", "cancelled", f"https://ci/{n}", steps=(CiStep(f"Test suite reports artifacts: {a}", 1),)
-        )
-        for n, a in enumerate((SINGLE.name, MULTI))
+        CiJob(n, "", "completed", ended, f"https://ci/{n}", steps=(CiStep(f"Test suite reports artifacts: {name}", 1),))
+        for n, (name, ended) in enumerate([(SINGLE.name, "failure"), (MULTI, "cancelled")])
     ]
     reports = [TestReport(SINGLE, Counts(5, 1, 1, 2, seconds=3.5), failing)]
     return job_report(RUN, "run_models_gpu", reports, jobs, PROFILE)
