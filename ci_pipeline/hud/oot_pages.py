@@ -61,7 +61,7 @@ def oot_router(services: Services, pages: Jinja2Templates, oncalls: Callable[[st
         "trend_paths": trend_paths,
         "trend_text": trend_text,
     }
-    filters = (cell_text, cells_in, job_url, percent, rate_kind, seconds, state_kind)
+    filters = (cell_text, cells_in, job_url, percent, pr_url, rate_kind, seconds, state_kind)
     environment.filters |= {of.__name__: of for of in filters}
 
     @router.get("/api/oot")
@@ -166,6 +166,11 @@ def cells_in(commit: Commit, columns: Iterable[tuple[str, str]]) -> list[Cell | 
 def job_url(job: Job) -> str:
     parts = (job.downstream_repo, "jobs", quote(job.delivery_id, safe=""), quote(job.check_run_id, safe=""))
     return f"/oot/{'/'.join(parts)}"
+
+
+def pr_url(upstream_repo: str, number: int) -> str:
+    """Always a page of this site, whatever the repository is called: `//host` would be another."""
+    return f"/{quote(upstream_repo.lstrip('/'))}/pull/{number}"
 
 
 def percent(rate: float | None) -> str:

@@ -20,6 +20,7 @@ HOSTILE = (
     "'-alert(1)-'",
     "{{ 7 * 7 }}",
     "javascript:alert(1)",
+    "//evil.example/x",
     "</title><svg onload=alert(1)>",
 )
 
