@@ -44,6 +44,10 @@ def setting(name, default=""):
     return os.environ.get("OOT_" + name, "").strip() or default
 
 
+def one_line(text):
+    return " ".join(text.split())
+
+
 def cut(text, limit):
     """At most `limit` bytes of UTF-8, with a mark where something was cut."""
     data = text.encode("utf-8", "replace")
@@ -88,29 +92,33 @@ def read_junit(files):
     failed = []
     for file in files:
         try:
-            cases = list(ElementTree.parse(str(file)).iter("testcase"))
-        except (ElementTree.ParseError, OSError) as error:
-            print(f"warning: {file}: {error}", file=sys.stderr)
-            continue
-        for case in cases:
-            # An element without children is false: `or` would pass over it.
-            bad = case.find("failure") if case.find("failure") is not None else case.find("error")
-            if bad is not None:
-                counts["failed"] += 1
-                failed.append(
-                    {
-                        "name": "::".join(x for x in (case.get("classname"), case.get("name")) if x),
-                        "file": case.get("file") or "",
-                        "message": cut(bad.get("message") or "", MESSAGE_BYTES),
-                        "stacktrace": cut(bad.text or "", STACKTRACE_BYTES),
-                        "duration_seconds": seconds(case.get("time")),
-                    }
-                )
-            elif case.find("skipped") is not None:
-                counts["skipped"] += 1
-            else:
-                counts["passed"] += 1
+            for _, case in ElementTree.iterparse(str(file)):
+                if case.tag == "testcase":
+                    read_case(case, counts, failed)
+                    case.clear()  # a file may be larger than memory
+        except (ElementTree.ParseError, OSError, LookupError, ValueError) as error:
+            print(f"warning: {file}: {error}; what comes before that counts", file=sys.stderr)
     return counts, failed
+
+
+def read_case(case, counts, failed):
+    # An element without children is false: `or` would pass over it.
+    bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+    if bad is not None:
+        counts["failed"] += 1
+        failed.append(
+            {
+                "name": "::".join(x for x in (case.get("classname"), case.get("name")) if x),
+                "file": case.get("file") or "",
+                "message": cut(bad.get("message") or "", MESSAGE_BYTES),
+                "stacktrace": cut(bad.text or "", STACKTRACE_BYTES),
+                "duration_seconds": seconds(case.get("time")),
+            }
+        )
+    elif case.find("skipped") is not None:
+        counts["skipped"] += 1
+    else:
+        counts["passed"] += 1
 
 
 def seconds(text):
@@ -179,14 +187,14 @@ def body():
     attempt = setting("RUN_ATTEMPT", env.get("GITHUB_RUN_ATTEMPT", str(retries + 1)))
     repository, server = env.get("GITHUB_REPOSITORY", ""), env.get("GITHUB_SERVER_URL", "https://github.com")
     url = f"{server}/{repository}/actions/runs/{run_id}" if repository else env.get("BUILDKITE_BUILD_URL", "")
-    job = setting("JOB_NAME", env.get("GITHUB_JOB", env.get("BUILDKITE_LABEL", "")))
+    job = one_line(setting("JOB_NAME", env.get("GITHUB_JOB", env.get("BUILDKITE_LABEL", ""))))
     if not (run_id and job):
         raise ReportError("OOT_RUN_ID and OOT_JOB_NAME are needed outside GitHub Actions and Buildkite")
     workflow = {
         "schema_version": "1",
         "status": status,
         "conclusion": None,
-        "name": setting("WORKFLOW_NAME", env.get("GITHUB_WORKFLOW", env.get("BUILDKITE_PIPELINE_SLUG", job))),
+        "name": one_line(setting("WORKFLOW_NAME", env.get("GITHUB_WORKFLOW", env.get("BUILDKITE_PIPELINE_SLUG", job)))),
         "url": setting("URL", url),
         "job_name": job,
         "check_run_id": setting("CHECK_RUN_ID", env.get("BUILDKITE_JOB_ID", f"{run_id}-{attempt}")),
@@ -196,7 +204,7 @@ def body():
         "completed_at": None,
     }
     if status == "completed":
-        workflow["conclusion"] = setting("CONCLUSION")
+        workflow["conclusion"] = setting("CONCLUSION").lower()
         if not workflow["conclusion"]:
             raise ReportError("OOT_CONCLUSION is needed with completed: success, failure, cancelled, …")
         workflow["completed_at"] = now
@@ -314,10 +322,8 @@ def main():
     except Exception as error:  # whatever it is, it is not the job's fault
         reason = f"the relay at {url} could not be told: {error or type(error).__name__}"
     wanted = setting("FAIL_ON_ERROR").lower() == "true"
-    print(
-        f"::{'error' if wanted else 'warning'}::{reason}" if os.environ.get("GITHUB_ACTIONS") else reason,
-        file=sys.stderr,
-    )
+    command = f"::{'error' if wanted else 'warning'}::" if os.environ.get("GITHUB_ACTIONS") else ""
+    print(command + one_line(reason), file=sys.stderr)
     return 1 if wanted else 0
 
 

@@ -122,6 +122,37 @@ def test_a_job_reports_its_beginning_and_its_end_with_what_failed(
     assert record["workflow_run_url"] == "https://github.com/org/backend/actions/runs/1"
 
 
+@pytest.mark.parametrize(
+    ("junit", "counts"),
+    [
+        (f"{JUNIT[: JUNIT.index('</testsuite>')]}<testcase name='cut", (1, 2, 1)),
+        ('<?xml version="1.0" encoding="of-our-own"?><testsuite><testcase name="a"/></testsuite>', (0, 0, 0)),
+        ('<?xml version="1.0" encoding="utf-32"?><testsuite/>', (0, 0, 0)),
+    ],
+)
+def test_a_broken_report_costs_what_cannot_be_read_and_not_the_callback(
+    job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path, junit: str, counts: tuple[int, ...]
+):
+    (tmp_path / "junit.xml").write_text(junit)
+    report(job, STATUS="in_progress")
+    ended = report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(tmp_path / "junit.xml"))
+    assert json.loads(ended.stdout)["status"] == "completed", ended.stderr
+    assert f"warning: {tmp_path}/junit.xml: " in ended.stderr
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    assert tuple(record[f"{name}_tests"] for name in ("passed", "failed", "skipped")) == counts
+
+
+def test_names_in_several_lines_and_words_in_capitals_are_taken(job: dict[str, str], relay: tuple[str, Relay]):
+    names = {"JOB_NAME": " test 'a' \"b\"\n  $(c) é 🔥\n", "WORKFLOW_NAME": "CI\tand more"}
+    report(job, STATUS="in_progress", **names)
+    ended = report(job, STATUS="completed", CONCLUSION="Success", **names)
+    assert json.loads(ended.stdout)["status"] == "completed", ended.stderr
+    record = relay[1].store.record("org/backend/delivery-1/CI and more/test 'a' \"b\" $(c) é 🔥/101")
+    assert record
+    assert record["conclusion"] == "success"
+
+
 def test_a_pytest_report_folder_says_what_failed(job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path):
     (tmp_path / "stats.txt").write_text("=== 1 failed, 3 passed, 1 error in 2.00s ===\n")
     (tmp_path / "summary_short.txt").write_text(
