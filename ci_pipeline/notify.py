@@ -180,6 +180,7 @@ def ci_run(step: Step, source: GitHubSource) -> CiRun:
         event=env.github_event_name,
         status="in_progress",
         head_sha=env.ci_sha,
+        html_url=step.run_url,
     )
     if not run.run_id:
         return run
@@ -194,6 +195,7 @@ def ci_run(step: Step, source: GitHubSource) -> CiRun:
         workflow_path=run.workflow_path or found.workflow_path,
         event=run.event or found.event,
         head_sha=found.head_sha or run.head_sha,
+        html_url=found.html_url or run.html_url,
     )
 
 

@@ -110,6 +110,10 @@ class Profile(_Part):
         """The device of a machine; a machine that no device names is a device of its own."""
         return next((d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine)
 
+    def workflow_of(self, workflow_id: int, path: str) -> Workflow | None:
+        """The workflow of this id, or of this file; 0 and "" where one of them is not known."""
+        return next((w for w in self.workflows if w.id == workflow_id != 0 or w.path == path != ""), None)
+
     def diffs_results(self, workflow_path: str) -> bool:
         """Whether every test's outcome is compared with the previous run's, not only those that fail."""
         return any(w.diff_results and w.path == workflow_path.partition("@")[0] for w in self.workflows)

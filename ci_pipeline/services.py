@@ -166,8 +166,7 @@ class Services:
 
     def workflow(self, run: CiRun, name: str) -> Any:
         """What the profile says of the run's workflow; None where it says nothing."""
-        known = (w for w in self.profile.workflows if run.workflow_id == w.id != 0 or run.workflow_path == w.path != "")
-        return getattr(next(known, None), name, None)
+        return getattr(self.profile.workflow_of(run.workflow_id, run.workflow_path), name, None)
 
 
 class _Recent(OrderedDict[K, V]):

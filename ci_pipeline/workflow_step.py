@@ -63,7 +63,7 @@ class Step:
 
     @property
     def workflow(self) -> Workflow | None:
-        return next((w for w in self.profile.workflows if w.path and w.path == self.workflow_path), None)
+        return self.profile.workflow_of(0, self.workflow_path)
 
     @property
     def hub_dataset(self) -> str:

@@ -342,6 +342,14 @@ def test_the_full_style_says_why_nothing_was_compared(step: Step) -> None:
     assert "cannot be told apart (previous run: GitHub: " in json.dumps(step.services.messages[0])
 
 
+def test_the_full_style_links_to_the_run_also_where_github_answers_nothing(step: Step) -> None:
+    step.setenv(CI_PIPELINE_SLACK_STYLE="full")
+    step.services.fail(r"^/repos/", status=403, body={"message": "no"}, times=1000)
+    assert step.run() == 0
+    run_url = f"https://github.com/{REPOSITORY}/actions/runs/{os.environ['GITHUB_RUN_ID']}"
+    assert run_url in json.dumps(step.services.messages[0]["blocks"])
+
+
 def test_a_warehouse_is_asked_before_github(step: Step, warehouse: Client, warehouse_url: str) -> None:
     yesterday = datetime(2026, 2, 2, tzinfo=UTC)
     run = CiRun(REPOSITORY, EARLIER, workflow_id=WORKFLOW, event="schedule", head_branch="main", created_at=yesterday)

@@ -179,6 +179,19 @@ def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
     assert buttons == {"CI run": RUN.html_url, "Result files": links.hub, "History": links.page}
 
 
+def test_of_a_run_only_what_is_known_is_said(profile: Profile):
+    report = job_report(CiRun("a/b", 7), JOB, [report_of("models_bert", "single", [])], (), profile)
+    words = messages(report, profile).main.blocks[1]["elements"]
+    assert [element["text"] for element in words] == ["*CI run*", "100 passed in 1m 0s of tests"]
+
+
+def test_a_workflow_has_its_own_name_also_where_the_profile_knows_only_its_file(profile: Profile):
+    amd = next(workflow for workflow in profile.workflows if not workflow.id)
+    run = CiRun("a/b", 7, workflow_id=5, workflow_path=amd.path, workflow_name="some caller")
+    report = job_report(run, JOB, [report_of("models_bert", "single", [])], (), profile)
+    assert messages(report, profile).main.blocks[1]["elements"][0]["text"] == f"*{amd.ci_event}*"
+
+
 # --- the replies ----------------------------------------------------------------------------------------------------
 
 
