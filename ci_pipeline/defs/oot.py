@@ -118,23 +118,23 @@ def oot_reconciliation(
     found = Reconciled(0)
     if not out_of_tree.idle:
         found = reconcile(out_of_tree.store, out_of_tree.warehouse, days.start, days.end)
-    counts = {
+    astray = {"missing": found.missing, "different": found.different, "only in the warehouse": found.strangers}
+    shown: dict[str, Any] = {
         "jobs": found.jobs,
-        "missing": len(found.missing),
-        "different": len(found.different),
+        **{what: len(keys) for what, keys in astray.items()},
         "repaired": len(found.missing) + len(found.different) - len(found.refused),
         "refused": len(found.refused),
-        "only in the warehouse": len(found.strangers),
+        **({"why": out_of_tree.idle} if out_of_tree.idle else {}),
     }
-    astray = (*found.missing, *found.different, *found.strangers)
+    rows = [{"dynamoKey": key, "was": what} for what, keys in astray.items() for key in keys]
     yield dg.MaterializeResult(
-        metadata=counts,
+        metadata=shown,
         check_results=[
             dg.AssetCheckResult(
                 check_name="store_and_warehouse_agree",
-                passed=not astray,
+                passed=not rows,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"found": show.table([{"dynamoKey": key} for key in astray])} if astray else {},
+                metadata={"found": show.table(rows)} if rows else {},
             )
         ],
     )
@@ -169,23 +169,35 @@ def oot_backend_health(
         if row["began"] < days.end
     ]
     rows.sort(key=lambda row: (row["day"], row["pass rate"], row["downstream_repo"], row["nightly"]))
-    backends = len({row["downstream_repo"] for row in rows})
-    return dg.MaterializeResult(metadata={"backends": backends, "worst first": show.table(rows)})
+    total, success = (sum(row[name] for row in rows) for name in ("total", "success"))
+    return dg.MaterializeResult(
+        metadata={
+            "backends": len({row["downstream_repo"] for row in rows}),
+            "completed jobs": total,
+            "pass rate": _pass_rate(success, total),  # a number: Dagster draws it over the days
+            "worst first": show.table(rows),
+        }
+    )
 
 
 def _health(row: "Row", nightly: bool) -> dict[str, Any]:
-    """Times in seconds; the pass rate of nothing is 1."""
+    """Times in seconds."""
     counts = {name: row[name] for name in ("total", "success", "failure", "timed_out", "running")}
     return {
         "day": str(row["began"].date()),
         "downstream_repo": row["downstream_repo"],
         "nightly": nightly,
         "level": row["level"],
-        "pass rate": round(row["success"] / row["total"], 4) if row["total"] else 1.0,
+        "pass rate": _pass_rate(row["success"], row["total"]),
         **counts,
         "average duration": round(row["duration"] / row["durations"], 1) if row["durations"] else None,
         "average queue time": round(row["queue_time"] / row["queue_times"], 1) if row["queue_times"] else None,
     }
+
+
+def _pass_rate(success: int, total: int) -> float:
+    """That of nothing is 1."""
+    return round(success / total, 4) if total else 1.0
 
 
 @dg.sensor(
