@@ -111,7 +111,7 @@ def replay(everything: bool) -> None:
     """Bring to the warehouse, and to the HUD, what they refused.
 
     Mend first what it was refused for. Exits with 1 when the warehouse refuses something again. What a HUD at
-    CI_PIPELINE_HUD_URL refused is sent when the relay starts, or with the next callback.
+    CI_PIPELINE_HUD_URL refused is sent by the relay within a minute.
     """
     from ci_pipeline.oot import replication
     from ci_pipeline.oot.sqlite_store import SqliteStore
