@@ -26,6 +26,9 @@ ERRORS = "errors.json"
 LOCAL_ONLY = ("model_failures_report.txt", "module_failures_report.txt", ERRORS)
 """Files that only the working directory has. The workflow keeps it as an artifact, and the next run reads that."""
 
+READABLE = 10_000_000
+"""Bytes above which a file is for programs alone: the Hub's pages show no more of one."""
+
 
 def results_folder(test_job: str) -> str:
     return f"ci_results_{test_job}"
@@ -77,10 +80,12 @@ def render(
             files[f"{new.file}.json"] = failures_by_module(new.failures, profile, report.test_job)
     if classic.results_diff and report.previous:
         files[f"{classic.results_diff.file}.json"] = results_diff(report.reports, report.previous)
-    return {
-        name: content.encode() if isinstance(content, str) else to_json(content, indent=4)
-        for name, content in files.items()
-    }
+    return {name: content.encode() if isinstance(content, str) else _json(content) for name, content in files.items()}
+
+
+def _json(content: Any) -> bytes:
+    compact = to_json(content)
+    return compact if len(compact) > READABLE else to_json(content, indent=4)
 
 
 def failures_by_module(failures: Sequence[Where], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:

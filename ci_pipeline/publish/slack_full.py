@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,19 +153,21 @@ class _Thread:
                 unique.add(row[1:4])
             elif row.against_run_id == previous:
                 rows[row[1:4]] = row
-        errors: dict[str, tuple[str, str]] = {}  # a broken driver makes one of them for every test
+        kind = cache(_kind)  # a broken driver makes one for every test
+
+        @cache
+        def kind_of(trace: str) -> tuple[str, str]:
+            return kind(_line_and_error(trace)[1][:1000])
+
         found: dict[tuple[str, str, str], Failing] = {}
         for test_report in self.report.reports:
             entry, device = test_report.artifact.matrix_entry, test_report.artifact.device
             for node_id, outcome, _, trace, _ in test_report.outcomes:
                 key = (entry, device, node_id)
                 if outcome in RED and key not in found:
-                    text = _line_and_error(trace)[1][:1000]
-                    if text not in errors:
-                        errors[text] = _VOLATILE.sub("0", text[:200]), _infrastructure(text)
                     row = rows.get(key)
                     is_new = row is not None and row.change == "new_failure"
-                    found[key] = Failing(entry, device, node_id, trace, row, is_new, key in unique, *errors[text])
+                    found[key] = Failing(entry, device, node_id, trace, row, is_new, key in unique, *kind_of(trace))
         return sorted(found.values(), key=lambda failing: not failing.is_new)
 
     @cached_property
@@ -395,16 +397,16 @@ class _Thread:
         groups: list[Group] = []
         left = self.failing
 
-        def take(found: dict[Any, list[Failing]], entries: int) -> Iterator[tuple[str, list[Failing]]]:
+        def take(name: str, entries: int) -> Iterator[tuple[str, list[Failing]]]:
             nonlocal left
+            found, value_of = _by(left, name), attrgetter(name)
             taken = {k: v for k, v in found.items() if k and len({f.entry for f in v}) >= entries}
-            gone = {id(f) for failing in taken.values() for f in failing}
-            left = [f for f in left if id(f) not in gone]
+            left = [f for f in left if value_of(f) not in taken]
             yield from taken.items()
 
-        for cause, failing in take(_by(left, "infrastructure"), 2):
+        for cause, failing in take("infrastructure", 2):
             groups.append(Group(f"cause/{cause}", cause, f"🏗 *{cause.capitalize()}*", failing, cause=True, shared=True))
-        for error, failing in take(_by(left, "error"), 3):
+        for error, failing in take("error", 3):
             example = _line_and_error(failing[0].trace)[1]
             key = f"error/{hashlib.sha1(error.encode()).hexdigest()[:12]}"
             groups.append(Group(key, clip(example, 60), code(clip(example, TRACE)), failing, example, shared=True))
@@ -417,31 +419,32 @@ class _Thread:
         groups = self._groups()
         room = MESSAGES - 2  # the main message, the file
         if len(groups) <= room:
-            return [self._reply(group.key, [group], TEXT) for group in groups]
-        pages: list[list[Group]] = [[]]
-        used = 0
+            return [self._reply(group.key, [group], self._lines(group, TEXT)) for group in groups]
+        pages: list[tuple[list[Group], list[str]]] = []
+        used = TEXT
         for group in groups:
-            size = sum(map(len, self._lines(group, GROUP_TEXT)))
+            lines = self._lines(group, GROUP_TEXT)
+            size = sum(map(len, lines))
             if used + size > TEXT:
-                pages.append([])
+                if len(pages) == room:
+                    self._cut.append("groups")
+                    break
+                pages.append(([], []))
                 used = 0
-            pages[-1].append(group)
+            pages[-1][0].append(group)
+            pages[-1][1].extend(lines)
             used += size
-        if len(pages) > room:
-            self._cut.append("groups")
-        return [self._reply(f"page/{number}", page, GROUP_TEXT) for number, page in enumerate(pages[:room], 1)]
+        return [self._reply(f"page/{number}", *page) for number, page in enumerate(pages, 1)]
 
-    def _reply(self, key: str, groups: Sequence[Group], limit: int) -> SlackMessage:
-        """One message; each group may take `limit` characters."""
+    def _reply(self, key: str, groups: Sequence[Group], lines: Sequence[str]) -> SlackMessage:
         from slack_sdk.models.blocks import MarkdownTextObject, SectionBlock
 
         sections: list[str] = []
-        for group in groups:
-            for line in self._lines(group, limit):
-                if sections and len(sections[-1]) + 1 + len(line) <= SECTION:
-                    sections[-1] += f"\n{line}"
-                else:
-                    sections.append(line)
+        for line in lines:
+            if sections and len(sections[-1]) + 1 + len(line) <= SECTION:
+                sections[-1] += f"\n{line}"
+            else:
+                sections.append(line)
         blocks = [SectionBlock(text=MarkdownTextObject(text=text)).to_dict() for text in sections]
         count = _n(sum(len(group.failing) for group in groups), "failure")
         return SlackMessage(clip(key, 200), f"{count}: {_some([escape(group.name) for group in groups], 3)}", blocks)
@@ -520,7 +523,7 @@ class _Thread:
                 since = f" since {_day(test.row.since)}" if test.row and not test.is_new and test.row.since else ""
                 lines += [f"{test.node_id}", f"    {devices}: {change}{since}: {test.trace}"]
         name = re.sub(r"[^\w.-]+", "-", f"failures-{report.test_job}-{report.run.run_id}.txt")
-        return SlackFile(name, f"{self.name}: everything that failed", "\n".join(lines) + "\n")
+        return SlackFile(name, f"{self.name}: everything that failed", "\n".join([*lines, ""]))
 
     # --- words
 
@@ -563,9 +566,11 @@ def _line_and_error(trace: str) -> tuple[str, str]:
     return (line[1], trace[line.end() :]) if line else ("", trace)
 
 
-def _infrastructure(trace: str) -> str:
-    found = _INFRASTRUCTURE.search(trace)
-    return list(INFRASTRUCTURE)[found.lastindex - 1] if found and found.lastindex else ""
+def _kind(error: str) -> tuple[str, str]:
+    """The error without what differs from one place to another, and a key of INFRASTRUCTURE, or ""."""
+    found = _INFRASTRUCTURE.search(error)
+    cause = list(INFRASTRUCTURE)[found.lastindex - 1] if found and found.lastindex else ""
+    return _VOLATILE.sub("0", error[:200]), cause
 
 
 def _mention(person: str) -> str:

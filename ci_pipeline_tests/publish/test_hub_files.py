@@ -128,6 +128,15 @@ def test_json_is_written_as_pythons_json_writes_it(captured: Any) -> None:
     assert written.decode() == json.dumps(results, indent=4, ensure_ascii=False)
 
 
+def test_json_that_no_page_shows_whole_has_no_indentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = JobReport(run(), JOB, {"models_bert": {"error": True}})
+    indented = render(report, PROFILE)["model_results.json"]
+    monkeypatch.setattr("ci_pipeline.publish.hub_files.READABLE", 10)
+    compact = render(report, PROFILE)["model_results.json"]
+    assert compact == b'{"models_bert":{"error":true}}'
+    assert json.loads(compact) == json.loads(indented)
+
+
 def test_new_failures_are_listed_for_people_and_for_machines() -> None:
     ids = [f"{BERT}::a", "examples/test_x.py::b[<x> - &]"]
     diff = [RunDiffRow(JOB, "models_bert", "single", node_id, "new_failure", 1) for node_id in ids]
