@@ -343,11 +343,17 @@ def _nothing_ran(run: CiRun, services: Services) -> SlackThread:
     from ci_pipeline.publish.slack_classic import error_message
     from ci_pipeline.publish.thread import SlackThread
 
-    return SlackThread(error_message(_title(run, services), link(run.html_url, run.title), run.html_url))
+    fetched = services.fetched(run.key)
+    known = [f"{problem.subject}: {problem.reason}" for problem in fetched.problems]
+    if names := ", ".join(fetched.artifact_names):
+        known.insert(0, f"No artifact is the report of a test job that the profile knows: {names}")
+    about = "\n".join(filter(None, [link(run.html_url, run.title), *map(escape, known)]))
+    return SlackThread(error_message(_title(run, services), about, run.html_url))
 
 
 def _title(run: CiRun, services: Services) -> str:
-    return f"[INFO] Results of {services.workflow(run, 'ci_event') or run.workflow_name or run.event}"
+    name = services.workflow(run, "ci_event") or run.workflow_name or run.event or f"CI run {run.run_id}"
+    return f"[INFO] Results of {name}"
 
 
 def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThread:

@@ -174,6 +174,21 @@ def test_a_run_in_which_no_test_job_began_is_reported(inbox: Path, deployment: D
     assert ["There was an issue running the tests" in json.dumps(message) for message in messages] == [True]
 
 
+def test_a_run_whose_artifacts_nobody_knows_says_what_it_has(inbox: Path, deployment: Deployment) -> None:
+    folder = put_run(inbox, 101, {})
+    (folder / "run.json").unlink()
+    (folder / "artifacts" / "logs & more").mkdir()
+    (folder / "artifacts" / "<logs>").mkdir()
+    services = deployment()
+    message = process_run(services.source.run(101), services).threads[""].main
+    title, about = (block["text"]["text"] for block in message.blocks[:2])
+    assert title == "[INFO] Results of CI run 101"
+    assert about.splitlines() == [
+        "No artifact is the report of a test job that the profile knows: logs &amp; more",
+        "&lt;logs&gt;: refused: its name is not a file name",
+    ]
+
+
 def test_a_push_that_broke_nothing_is_no_news(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
     put_run(inbox, 101, {"models_bert": (["test_a"], {})}, event="push")
     put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, event="push")

@@ -29,9 +29,9 @@ def code(text: str) -> str:
 
 
 def link(url: str, label: str) -> str:
-    """A link, or its label alone where the address is none that a person should follow."""
+    """A link, or its label alone where the address is none that a person should follow; without a label nothing."""
     shown = clip(escape(label), LABEL_LIMIT)
-    return f"<{url_of(url)}|{shown}>" if url_of(url) else shown
+    return f"<{url_of(url)}|{shown}>" if shown and url_of(url) else shown
 
 
 def url_of(url: str) -> str:

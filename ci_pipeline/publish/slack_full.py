@@ -269,8 +269,7 @@ class _Thread:
         workflow = self.profile.workflow_of(run.workflow_id, run.workflow_path)
         name = (workflow.ci_event or workflow.name if workflow else "") or clip(run.workflow_name, 100) or "CI run"
         yield f"*{link(run.html_url, _name_of(run, name))}*"
-        commit = f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}"
-        sha = link(commit, run.head_sha[:7]) if run.head_sha else ""
+        sha = link(f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}", run.head_sha[:7])
         title = " ".join(run.title.split()) if run.title != run.workflow_name else ""
         where = [sha, *(escape(clip(text, 200)) for text in (run.head_branch, title)), _day(run.created_at)]
         if any(where):

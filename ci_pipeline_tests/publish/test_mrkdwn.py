@@ -40,6 +40,7 @@ def test_links_lead_only_to_the_web():
         "x",
     ):
         assert link(url, "label") == "label"
+    assert link("https://x.test/", "") == ""
 
 
 @given(ANY)
