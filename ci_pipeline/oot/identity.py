@@ -62,7 +62,8 @@ class KeySet:
         Raises:
             Refused: the id is unknown and the keys cannot be fetched now (503).
         """
-        if self._stale(kid):
+        # While somebody fetches them, what is known is good enough for the others.
+        if self._stale(kid) and not (kid in self._keys and self._lock.locked()):
             async with self._lock:
                 if self._stale(kid):  # nobody was faster
                     await self._fetch()

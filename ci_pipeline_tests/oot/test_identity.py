@@ -194,6 +194,26 @@ def test_known_keys_go_on_working_while_the_issuer_is_down():
         assert identity(known, issuer.token(jti="2")).repo == "org/backend"
 
 
+def test_an_issuer_that_is_slow_keeps_one_callback_waiting_and_no_other():
+    clock = Clock()
+    with OidcServer() as issuer:
+        known = verifier(issuer, clock)
+        authorization = f"Bearer {issuer.token()}"
+
+        async def callbacks() -> list[Identity]:
+            await known.identity(authorization)
+            clock.now += 3601
+            issuer.fail(delay=2.0)
+            waiting = asyncio.create_task(known.identity(authorization))
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(1.0):
+                others = [await known.identity(authorization) for _ in range(3)]
+            return [await waiting, *others]
+
+        assert asyncio.run(callbacks()) == [Identity("org/backend", "1")] * 4
+        assert len(issuer.requests) == 2
+
+
 @pytest.mark.parametrize("fault", [{"status": 503}, {"cut": True}, {"status": 200, "body": {"keys": []}}])
 def test_an_issuer_that_does_not_answer_is_a_503_and_is_not_asked_at_every_callback(fault: dict[str, Any]):
     clock = Clock()
