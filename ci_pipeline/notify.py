@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,8 @@ def main(matrix: str = "", start: Start | None = None) -> int:
         with second_process() as start:
             return main(matrix, start)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if isinstance(sys.stdout, TextIOWrapper):  # a character that it cannot show must not cost the report
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         step = workflow_step(matrix)
         require_slack(step)

@@ -1,5 +1,6 @@
 """The one-shot command on a small CI run, over real HTTP."""
 
+import io
 import json
 import os
 import signal
@@ -143,6 +144,26 @@ def test_a_github_that_never_answers_is_waited_for_once_and_the_report_goes_out(
     assert step.run() == 0
     assert len(step.services.messages) == 7
     assert sum(request.path.startswith("/repos/") for request in step.services.requests) == 1
+
+
+def test_text_that_the_terminal_cannot_show_is_posted(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    step.setenv(CI_TITLE="Café au lait")
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert step.run() == 0
+    assert "Café au lait" in step.texts[1]
+    terminal.flush()
+    assert b"Caf\\xe9 au lait" in terminal.buffer.getvalue()  # pyright: ignore
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_reported_with_the_others(step: Step) -> None:
+    [folder, *_] = os.listdir(b".")
+    os.rename(folder, folder.replace(b"_test_reports", b"_caf\xe9_test_reports"))
+    assert step.run() == 0
+    entries = json.loads(Path(f"ci_results_{JOB}/model_results.json").read_bytes())
+    assert [entry for entry in entries if entry.endswith("_caf\udce9")]
+    assert step.uploaded == FILES
+    assert len(step.services.messages) == 7
 
 
 def test_when_the_hub_is_down_the_report_goes_out_without_links(step: Step, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from ci_pipeline.publish.slack_classic import NO_DEVICE, ClassicReport, Where, classic_report
 
@@ -80,11 +80,17 @@ def render(
             files[f"{new.file}.json"] = failures_by_module(new.failures, profile, report.test_job)
     if classic.results_diff and report.previous:
         files[f"{classic.results_diff.file}.json"] = results_diff(report.reports, report.previous)
-    return {name: content.encode() if isinstance(content, str) else _json(content) for name, content in files.items()}
+    return {
+        name: content.encode(errors="backslashreplace") if isinstance(content, str) else _json(content)
+        for name, content in files.items()
+    }
 
 
 def _json(content: Any) -> bytes:
-    compact = to_json(content)
+    try:
+        compact = to_json(content)
+    except PydanticSerializationError:  # of a folder whose name is not UTF-8
+        return json.dumps(content, indent=4).encode()
     return compact if len(compact) > READABLE else to_json(content, indent=4)
 
 

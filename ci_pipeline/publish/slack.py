@@ -133,13 +133,13 @@ class SlackClient:
 
     def upload(self, channel: str, thread_ts: str, name: str, title: str, content: str) -> str:
         """Put a text file into a thread; its id. Where an answer was lost, the file is looked for first."""
-        channel, data = self.channel_id(channel), content.encode()
+        channel, data = self.channel_id(channel), content.encode(errors="backslashreplace")
         for attempt in self._retrying():
             with attempt:
                 if attempt.retry_state.attempt_number > 1:
                     for message in self.messages(channel, thread_ts):
                         for file in message.get("files", ()):
-                            if file["name"] == name and file.get("size", len(data)) == len(data):
+                            if file.get("name") == name and file.get("size", len(data)) == len(data):
                                 return str(file["id"])
                 answer = self._call(
                     self._once.files_upload_v2,

@@ -243,7 +243,7 @@ class _Delivery:
             for message in self.slack.messages(self.channel, main["id"]):
                 key, sent = self._ours(message)
                 found |= {key: sent} if key else {}
-                ours = (file for file in message.get("files", ()) if file["name"] in names)
+                ours = (file for file in message.get("files", ()) if file.get("name") in names)
                 found |= {_file_key(file["name"]): {"id": file["id"], "hash": ""} for file in ours}
             return found
         except SlackRefused as refused:

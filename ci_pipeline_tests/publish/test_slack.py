@@ -176,3 +176,13 @@ def test_a_file_is_in_the_thread_once_although_an_answer_was_lost(slack: SlackCl
     slack.delete_file("#ci", file_id)
     slack.delete_file("#ci", file_id)
     assert len(slack_server.channel()) == 1
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_file_that_somebody_deleted_is_not_taken_for_ours(slack: SlackClient, slack_server: SlackServer):
+    main = slack.post("#ci", "main", SECTION)
+    slack.post("#ci", "shared a file", SECTION, thread_ts=main)
+    slack_server.channel()[-1]["files"] = [{"id": "F9", "mode": "tombstone"}]
+    slack_server.fail("files.completeUploadExternal", status=500)
+    assert slack.upload("#ci", main, "failures.txt", "All failures", "test_\udce9\n") != "F9"
+    assert slack_server.content["F00000001"] == b"test_\\udce9\n"
