@@ -228,7 +228,7 @@ class OotBackends:
         self._oncalls = oncalls
         self._asking = ThreadPoolExecutor(8, "oot-queries")
         self._counter = ThreadPoolExecutor(1, "oot-hours")
-        self._counted: Future[datetime | None] | None = None
+        self._counted: Future[None] | None = None
 
     def summary(self, days: Days, view: View, page: int = 1) -> Summary:
         with warehouse(self._services) as client:
@@ -312,7 +312,7 @@ class OotBackends:
     ) -> Callable[[], tuple[datetime | None, list[Backend]]]:
         """Asks when the newest job came in and how the backends did, both at once; to call for the answers.
 
-        Hours that changed are counted anew, in this request if that is soon done.
+        Hours that changed and that nobody has counted since are counted, in this request if that is soon done.
         """
         step = timedelta(hours=1) if days == 1 else timedelta(days=1)
         now = datetime.now(UTC)
