@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
-from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, RunDiffRow, TestReport
+from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, Problem, RunDiffRow, TestReport
 from ci_pipeline.services import TABLES, Services, worker_services
 from ci_pipeline.sources import SourceError, cursor_at
 from ci_pipeline.warehouse import WarehouseError
@@ -159,9 +159,12 @@ def _job_reports(run_key: str, services: Services, every_outcome: bool) -> list[
     fetched, profile = services.fetched(run_key), services.profile
     reports, warnings = _test_reports(run_key, services, every_outcome)
     named = {*fetched.artifact_names, *job_links(fetched.jobs), *(problem.subject for problem in fetched.problems)}
-    seen = {artifact.test_job for name in named if (artifact := parse_artifact_name(name, profile))}
+    artifacts = {name: parse_artifact_name(name, profile) for name in named}
+    seen = {artifact.test_job for artifact in artifacts.values() if artifact}
+    unknown = [name for name in fetched.artifact_names if "_test_reports" in name and not artifacts[name]]
+    problems = [*fetched.problems, *(Problem(n, "a report of no test job that the profile knows") for n in unknown)]
     return [
-        job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=fetched.problems, warnings=warnings)
+        job_report(fetched.run, test_job, reports, fetched.jobs, profile, problems=problems, warnings=warnings)
         for test_job in profile.test_jobs
         if test_job in seen
     ]
@@ -339,7 +342,7 @@ def threads(run_key: str, services: Services) -> dict[str, SlackThread]:
 
 
 def _nothing_ran(run: CiRun, services: Services) -> SlackThread:
-    from ci_pipeline.publish.mrkdwn import link
+    from ci_pipeline.publish.mrkdwn import escape, link
     from ci_pipeline.publish.slack_classic import error_message
     from ci_pipeline.publish.thread import SlackThread
 

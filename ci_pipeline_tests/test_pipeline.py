@@ -174,6 +174,17 @@ def test_a_run_in_which_no_test_job_began_is_reported(inbox: Path, deployment: D
     assert ["There was an issue running the tests" in json.dumps(message) for message in messages] == [True]
 
 
+def test_a_report_of_a_test_job_that_nobody_knows_is_named(inbox: Path, deployment: Deployment) -> None:
+    folder = put_run(inbox, 101, {"models_bert": (["test_a"], {})})
+    (folder / "artifacts" / "single-gpu_run_new_gpu_models_bert_test_reports").mkdir()
+    (folder / "artifacts" / "ci_results_run_models_gpu").mkdir()
+    services = deployment()
+    [report] = process_run(services.source.run(101), services).reports
+    assert [(problem.subject, problem.reason) for problem in report.problems] == [
+        ("single-gpu_run_new_gpu_models_bert_test_reports", "a report of no test job that the profile knows")
+    ]
+
+
 def test_a_run_whose_artifacts_nobody_knows_says_what_it_has(inbox: Path, deployment: Deployment) -> None:
     folder = put_run(inbox, 101, {})
     (folder / "run.json").unlink()
