@@ -36,6 +36,7 @@ def test_the_launcher_takes_its_configuration():
     config = instance_file("deploy/dagster.ecs.yaml")["run_launcher"]["config"]
     result = process_config(EcsRunLauncher.config_type(), config)
     assert result.success, result.errors
+    assert result.value["secrets_tag"] is None
 
 
 def test_no_file_that_dagster_reads_names_a_path_of_one_machine():
