@@ -325,7 +325,7 @@ class DynamoDBStore:
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         """The cursor is the last sequence number of each shard; a day later DynamoDB has forgotten a change."""
-        positions: dict[str, str] = json.loads(cursor or "{}")
+        positions: dict[str, str] = json.loads(cursor) if cursor.startswith("{") else {}
         changes: list[Change] = []
         with _unavailable():
             arn = self._client.describe_table(TableName=self.table)["Table"]["LatestStreamArn"]

@@ -239,10 +239,13 @@ class SqliteStore:
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         query = "SELECT * FROM oot_workflow_job WHERE sequence > ? ORDER BY sequence LIMIT ?"
+        after = int(cursor) if cursor.isdecimal() else 0
+        if self._query("SELECT max(sequence) < ? FROM oot_workflow_job", after)[0][0]:
+            after = 0  # the file is new, or from a backup
         with (
             self._reading(),
             self._one_reads,
-            contextlib.closing(self._reader.execute(query, (int(cursor or 0), limit))) as found,
+            contextlib.closing(self._reader.execute(query, (after, limit))) as found,
         ):
             rows, more = page_of(found, limit, lambda row: row["failed_tests_json"])
         return ChangePage(tuple(map(_change, rows)), str(rows[-1]["sequence"]) if rows else cursor, more)

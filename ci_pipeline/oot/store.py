@@ -131,9 +131,10 @@ class Store(Protocol):
         ...
 
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
-        """What changed behind a cursor ("" is the beginning), at most `limit` changes and not much over `PAGE_BYTES`.
+        """What changed behind a cursor, at most `limit` changes and not much over `PAGE_BYTES`.
 
-        Of a record that changed several times, the latest is certain to come.
+        Of a record that changed several times, the latest is certain to come. "" is the beginning, and so is the cursor
+        of another store.
         """
         ...
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,12 @@ def test_the_change_feed_goes_on_behind_its_cursor(store: Store):
     assert [change.record["dynamoKey"] for change in store.changes_after(rest.cursor, 10).changes] == ["key-0"]
 
 
+def test_the_cursor_of_another_kind_of_store_is_the_beginning(store: Store):
+    store.write(record()).result()
+    for cursor in ("12345", '{"shardId-1": "12345"}'):
+        assert [change.record["dynamoKey"] for change in store.changes_after(cursor, 10).changes] == [KEY]
+
+
 def test_a_page_of_changes_ends_where_it_has_many_bytes(store: Store, monkeypatch: pytest.MonkeyPatch):
     for module in (store_module, dynamodb_store):
         monkeypatch.setattr(module, "PAGE_BYTES", 250)
@@ -297,6 +305,22 @@ def test_a_sqlite_store_is_there_again_after_a_restart(tmp_path: Path):
     assert advance(again, COMPLETED)
     assert [change.record["status"] for change in again.changes_after(cursor, 10).changes] == ["completed"]
     again.close()
+
+
+def test_the_feed_of_a_file_that_was_put_back_from_a_backup_begins_anew(tmp_path: Path):
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        for n in range(3):
+            store.write({**record(), "dynamoKey": f"key-{n}"}).result()
+    shutil.copy(tmp_path / "oot.sqlite", tmp_path / "backup.sqlite")
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        for _ in range(3):
+            store.write(record("completed")).result()
+        cursor = store.changes_after("", 10).cursor
+    with closing(SqliteStore(tmp_path / "backup.sqlite")) as store:
+        page = store.changes_after(cursor, 10)
+        assert len(page.changes) == 3
+        store.write(record("completed")).result()
+        assert [change.record["dynamoKey"] for change in store.changes_after(page.cursor, 10).changes] == [KEY]
 
 
 def test_two_processes_can_share_a_sqlite_store(tmp_path: Path):
