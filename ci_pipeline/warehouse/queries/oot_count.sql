@@ -24,8 +24,6 @@ SELECT
     maxIf(greatest(started_at, completed_at), status = 'completed') AS last_at,
     {arrived:UInt64} AS version
 FROM oot_workflow_job FINAL
-WHERE hour IN (SELECT hour FROM touched)
-    AND downstream_repo IN (SELECT downstream_repo FROM touched)
-    AND (downstream_repo, hour) IN (SELECT downstream_repo, hour FROM touched)
+WHERE (downstream_repo, hour) IN (SELECT downstream_repo, hour FROM touched)
 GROUP BY hour, downstream_repo, nightly
 SETTINGS do_not_merge_across_partitions_select_final = 1
