@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ci_pipeline.model import ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
 from ci_pipeline.reports.closing_line import parse_closing_line
-from ci_pipeline.reports.summary import Crash, Entry, failed_lines, lines_of, without_ghosts
+from ci_pipeline.reports.summary import Crash, Entry, failed_lines, lines_of, outside_child_sessions, without_ghosts
 from ci_pipeline.reports.traces import crash_lines, headlines, traces
 
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -132,12 +132,14 @@ def _red(
 
     if failed != 0:
         crashes = crash_lines(folder.read("failures_line"))
-        failures = without_ghosts(failed_lines(summary, failed, crashes), failed, crashes, failure_headlines)
+        lines = outside_child_sessions(summary, failed_lines(summary, crashes), failed)
+        failures = without_ghosts(lines, failed, crashes, failure_headlines)
         folder.compare(failed, failures, "failed")
         failures = failures or _named(failure_headlines(), failed, len(summary))
     if errors != 0:
         error_text = folder.read("errors")
-        broken = without_ghosts(lines_of(summary, b"ERROR"), errors, headlines=lambda: headlines(error_text))
+        lines = outside_child_sessions(summary, lines_of(summary, b"ERROR"), errors)
+        broken = without_ghosts(lines, errors, headlines=lambda: headlines(error_text))
         folder.compare(errors, broken, "error" if errors == 1 else "errors")
         broken = broken or _named(headlines(error_text), errors, len(summary))
 

@@ -10,12 +10,16 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from ci_pipeline.reports.closing_line import parse_closing_line
+
 # `tests/test_x.py::…`, or what could not be collected: `tests/test_x.py`, `tests/models`
 _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
 # `SUBFAILED[message] (i=1) tests/test_x.py::test_a - …`, or as pytest-subtests has it, `[message] (i=1) SUBFAIL …`
 _SUBTEST = re.compile(rb"\n(?:SUBFAIL(?:ED)?([^\n]*?) (?=[^\s:]+\.\w+::)|([\[(][^\n]*[\])]) SUBFAIL )(?P<rest>[^\n]*)")
 # An entry that cannot be read in two ways: its node id has neither spaces nor brackets.
 _PLAIN = rb"([^\s:\[]+\.\w+::[^\s\[]+)(?: - ([^\n]*))?(?=\n|\Z)"
+# Where what a child pytest printed begins, and lines that may end it.
+_SESSION = re.compile(rb"= test session starts =|\n(=[^\n]*=)(?=\n|\Z)")
 _LONG = 20_000  # bytes: no node id is longer, and no choice worth making in a line that is
 
 
@@ -26,6 +30,7 @@ class Entry(NamedTuple):
     node_id: bytes
     message: bytes  # its first line
     message_start: int
+    is_subtest: bool = False  # of those several may have one name
 
 
 class Crash(NamedTuple):
@@ -91,18 +96,33 @@ def lines_of(text: bytes, word: bytes, messages: Collection[bytes] = ()) -> list
     return entries
 
 
-def failed_lines(text: bytes, counted: int | None, crashes: Sequence[Crash]) -> list[Entry]:
+def failed_lines(text: bytes, crashes: Sequence[Crash]) -> list[Entry]:
     """Every line that says that a test or a subtest failed, ghosts included; see `without_ghosts`."""
     messages = {crash.text for crash in crashes}
     entries = lines_of(text, b"FAILED", messages)
-    if len(entries) != counted and b"SUBFAIL" in text:
+    if b"SUBFAIL" in text:
         for found in _SUBTEST.finditer(text):
             node_id, message = split_node_id(found["rest"], messages)
             subtest = (found[1] or found[2] or b"").strip()
             node_id = node_id + b" " + subtest if subtest else node_id
-            entries.append(Entry(found.start(), node_id, message, found.end() - len(message)))
+            entries.append(Entry(found.start(), node_id, message, found.end() - len(message), is_subtest=True))
         entries.sort()
     return entries
+
+
+def outside_child_sessions(text: bytes, lines: Sequence[Entry], counted: int | None) -> Sequence[Entry]:
+    """Those lines of the summary that no child pytest printed, where as many as pytest counted are left."""
+    if counted is None or len(lines) <= counted:
+        return lines
+    own, begun = bytearray(text), -1
+    for found in _SESSION.finditer(text):
+        if found[1] is None:
+            begun = found.start()
+        elif begun >= 0 and parse_closing_line(found[1]):  # a child that was killed has no closing line
+            own[begun : found.end()] = bytes(found.end() - begun)
+            begun = -1
+    left = [line for line in lines if own[line.start]]
+    return left if len(left) >= counted else lines
 
 
 def without_ghosts(
@@ -123,7 +143,8 @@ def without_ghosts(
     entries = [line for line in lines if _NODE_ID.match(line.node_id)]
     if counted is None or len(entries) <= counted:
         return entries
-    guess = list({entry.node_id: entry for entry in reversed(entries)}.values())[::-1]
+    first = {entry.node_id: entry for entry in reversed(entries)}
+    guess = [entry for entry in entries if entry.is_subtest or entry is first[entry.node_id]]
     if len(crashes) == counted:
         found, others = _in_step(entries, counted, lambda i, entry: crashes[i].agrees_with(entry.message))
         if len(found) == counted:
@@ -150,7 +171,8 @@ def _in_step(
     others: list[Entry] = []
     seen: set[bytes] = set()
     for entry in entries:
-        if len(found) < counted and entry.node_id not in seen and agrees(len(found), entry):
+        may_be = entry.is_subtest or entry.node_id not in seen
+        if len(found) < counted and may_be and agrees(len(found), entry):
             found.append(entry)
             seen.add(entry.node_id)
         else:

@@ -19,12 +19,22 @@ _EXPLANATION = re.compile(rb"(?m)^E +(\S.*)$")
 def crash_lines(text: bytes) -> list[Crash]:
     """The lines that say where a test failed, `path:12: ValueError: text`, and whatever else looks like one."""
     crashes: list[Crash] = []
+    above = b""
     for line in text.split(b"\n"):
         place, _, message = line.partition(b": ")
         path, _, number = place.rstrip(b":").rpartition(b":")
         if number.isdigit() and path and path[0] not in b" >" and path[:3] != b"E  ":
-            crashes.append(Crash(number, message.strip()))
+            crash = Crash(number, message.strip())
+            # A traceback ends with the place too: `t.py:12: ValueError`, above `/repo/t.py:12: ValueError: text`.
+            if crashes and path.endswith(b"/" + above) and _says_more(crash, crashes[-1]):
+                crashes.pop()
+            crashes.append(crash)
+            above = path
     return crashes
+
+
+def _says_more(crash: Crash, above: Crash) -> bool:
+    return crash.line == above.line and crash.text.startswith(above.text)
 
 
 def headlines(tracebacks: bytes) -> list[bytes]:

@@ -17,7 +17,8 @@ import subprocess, sys, unittest
 import pytest
 
 IDS = ["a b", "a - b", "- dash - ", "a] - b", "[", "]", "x[y]z", "a::b", "FAILED tests/z.py::t - no", " lead", "trail ",
-       "\u00e9\u6f22\U0001f917", "tab\t", "x" * 120, "<!channel>", "tests/models/t.py::T::t"]
+       "\u00e9\u6f22\U0001f917", "tab\t", "x" * 120, "<!channel>", "tests/models/t.py::T::t",
+       "C:\\x.py:1: E", "\x1b[31m", "new\nline", ""]
 
 @pytest.mark.parametrize("value", IDS, ids=IDS)
 def test_odd_ids(value):
@@ -35,6 +36,25 @@ def test_ghosts():
 
 def test_ghost_of_a_real_one():
     raise RuntimeError("log follows\nFAILED test_odd.py::test_last - not this")
+
+def test_many_ghosts():
+    raise RuntimeError("\n".join(f"FAILED test_odd.py::test_odd_ids[{i}] - no" for i in range(50)))
+
+def test_child_session():
+    entries = "\n".join(f"FAILED test_child.py::test_c[{i}] - no" for i in range(3))
+    pytest.fail(
+        "==== test session starts ====\n____ test_c[0] ____\n____ test_c[1] ____\n____ test_c[2] ____\n"
+        f"==== short test summary info ====\n{entries}\n==== 3 failed in 0.03s ====",
+        pytrace=False,
+    )
+
+@pytest.mark.parametrize("value", range(3))
+def test_message(value):
+    raise ValueError(value)
+
+@pytest.mark.parametrize("value", range(3))
+def test_no_message(value):
+    raise ValueError
 
 def test_plain_text():
     pytest.fail("plain text\nsecond line", pytrace=False)
@@ -54,6 +74,11 @@ class TestCase(unittest.TestCase):
         for i in range(3):
             with self.subTest("some - text", i=i):
                 self.assertNotEqual(i, 1)
+
+    def test_sub_without_words(self):
+        for i in range(3):
+            with self.subTest():
+                self.assertEqual(i, 1)
 
     @unittest.expectedFailure
     def test_unexpected_success(self):
@@ -125,7 +150,9 @@ SUITE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ci", [True, False], ids=["ci", "terminal"])
-@pytest.mark.parametrize("options", [(), ("-q",), ("-rEf", "-vv"), ("--color=yes",), ("-rA",)], ids="".join)
+@pytest.mark.parametrize(
+    "options", [(), ("-q",), ("-rEf", "-vv"), ("--color=yes",), ("-rA",), ("-pxdist", "-n2")], ids="".join
+)
 def test_every_failing_test_of_pytest_is_reported_with_its_own_trace(
     session: Callable[..., Session], options: tuple[str, ...], ci: bool
 ) -> None:
@@ -278,6 +305,56 @@ def test_subtests_are_reported_with_their_description(report_of: Callable[..., T
         ("t.py::T::test_b [c] (i='x y')", "(line 2)  assert 2"),
         ("t.py::test_a", "contains 1 failed subtest"),
     ]
+
+
+def test_subtests_are_listed_though_messages_name_as_many_tests_as_pytest_counted(
+    report_of: Callable[..., TestReport],
+) -> None:
+    report = report_of(
+        stats="== 3 failed in 1.00s ==",
+        summary_short=HEADER
+        + "FAILED t.py::test_a - E: log\nFAILED t.py::ghost - no\nFAILED t.py::phantom - no\n"
+        + "SUBFAILED(<subtest>) t.py::test_b - assert 1\n"
+        + "SUBFAILED(<subtest>) t.py::test_b - assert 2\n",
+        failures_line="== FAILURES ==\nt.py:1: E: log\nt.py:2: assert 1\nt.py:2: assert 2\n",
+        failures_short="_____ test_a _____\n_____ test_b (<subtest>) _____\n_____ test_b (<subtest>) _____\n",
+    )
+    assert [(o.node_id, o.trace) for o in report.outcomes] == [
+        ("t.py::test_a", "(line 1)  E: log"),
+        ("t.py::test_b (<subtest>)", "(line 2)  assert 1"),
+        ("t.py::test_b (<subtest>)", "(line 2)  assert 2"),
+    ]
+    assert report.problems == ()
+
+
+CHILD = "== test session starts ==\nFAILED c.py::test_a - no\nFAILED c.py::test_b - no\n"
+
+
+def test_what_a_child_session_lists_is_no_failing_test(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=f"{HEADER}FAILED t.py::test_a - {CHILD}== 2 failed in 0.03s ==\nFAILED t.py::test_z - E: m\n",
+    )
+    assert [o.node_id for o in report.outcomes] == ["t.py::test_a", "t.py::test_z"]
+
+
+def test_a_child_session_that_was_killed_hides_no_failing_test(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 3 failed in 1.00s ==",
+        summary_short=f"{HEADER}FAILED t.py::test_a - {CHILD}FAILED t.py::test_m - E: m\n"
+        f"FAILED t.py::test_z - {CHILD}== 2 failed in 0.03s ==\n",
+    )
+    assert {o.node_id for o in report.outcomes} >= {"t.py::test_a", "t.py::test_m", "t.py::test_z"}
+
+
+def test_the_last_line_of_a_traceback_is_no_crash_of_its_own(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED t.py::test_a - ValueError: text\nFAILED t.py::test_b - ValueError\n",
+        failures_line="== FAILURES ==\n>   raise\n\nt.py:1: ValueError\n/r/t.py:1: ValueError: text\n"
+        ">   raise\n\nt.py:2: ValueError\n/r/t.py:2: ValueError\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["(line 1)  ValueError: text", "(line 2)  ValueError"]
 
 
 def test_colours_carriage_returns_and_bytes_of_no_encoding_do_no_harm(report_of: Callable[..., TestReport]) -> None:
