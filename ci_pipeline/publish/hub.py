@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
-"""Seconds that one request may take; huggingface_hub itself would wait for ever."""
+"""Seconds that the Hub may be silent; huggingface_hub itself would wait for ever."""
+
+CONNECT = 10.0
+"""Seconds that a connection to it may take: behind a firewall that answers nothing, none ever comes."""
 
 
 class HubUnavailable(RuntimeError):
@@ -241,8 +244,9 @@ def _api(endpoint: str, token: str) -> HfApi:
     from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils import disable_progress_bars
 
+    timeout = httpx2.Timeout(TIMEOUT, connect=CONNECT)
     set_client_factory(
-        lambda: httpx2.Client(follow_redirects=True, timeout=TIMEOUT, event_hooks={"response": [_head_is_read]})
+        lambda: httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [_head_is_read]})
     )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed try is told once, by us
     disable_progress_bars()
