@@ -266,6 +266,13 @@ def test_a_push_whose_jobs_died_is_news(green: Step) -> None:
     assert green.services.messages[0]["text"].startswith("Incomplete: ")
 
 
+def test_a_killed_job_is_not_taken_for_another_one_with_the_same_folder(green: Step) -> None:
+    green.setenv(CI_TEST_JOB="run_trainer_and_fsdp_gpu")
+    assert green.run() == 0
+    assert "incomplete" in green.services.messages[0]["text"].lower()
+    assert "no artifact" in green.texts[2]
+
+
 def test_a_folder_without_artifacts_is_named(green: Step) -> None:
     assert green.run('["models/m00000", "models/m00001", "models/m00002", "models/never_ran"]') == 0
     assert "[INCOMPLETE] models_never_ran: no artifact on any device" in green.texts[2]

@@ -41,9 +41,11 @@ def parse_artifact_name(name: str, profile: Profile) -> ArtifactName | None:
 
 
 def parse_entry_artifact(name: str, profile: Profile, test_job: str, entries: Iterable[str]) -> ArtifactName | None:
-    """The same for names that know only an entry of the job's matrix: `[<machine>_]<entry>_test_reports`, and
-    `test_reports_<entry>`.
+    """The same for names that know only an entry of the job's matrix, and no job that the profile knows:
+    `[<machine>_]<entry>_test_reports`, and `test_reports_<entry>`.
     """
+    if parse_artifact_name(name, profile):
+        return None
     head = name.removeprefix("test_reports_").removesuffix("_test_reports")
     entry = max((entry for entry in entries if f"_{head}".endswith(f"_{entry}")), key=len, default="")
     machine = head.removesuffix(entry).strip("_")

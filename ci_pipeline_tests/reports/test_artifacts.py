@@ -100,7 +100,14 @@ def test_an_artifact_may_name_its_matrix_entry_alone(profile: Profile, name: str
 
 
 @pytest.mark.parametrize(
-    "name", ["models_bert", "single-gpu_models_gpt2_test_reports", "docs_models_bert_test_reports", "_test_reports"]
+    "name",
+    [
+        "models_bert",
+        "single-gpu_models_gpt2_test_reports",
+        "docs_models_bert_test_reports",
+        "single-gpu_run_kernels_gpu_models_bert_test_reports",
+        "_test_reports",
+    ],
 )
 def test_no_other_folder_is_taken_for_an_artifact_of_an_entry(profile: Profile, name: str) -> None:
     assert parse_entry_artifact(name, profile, "run_models_gpu", ["models_bert"]) is None
