@@ -14,6 +14,7 @@ is true.
 
 import http.client
 import json
+import math
 import os
 import re
 import subprocess
@@ -74,16 +75,17 @@ def parsed(name):
 
 def read_tests(place):
     """Counts and failing tests of a JUnit XML file, a folder of them, or a pytest report folder."""
-    path = Path(place)
-    if path.is_dir():
-        files = sorted(path.rglob("*.xml"))
+    reason = f"nothing to read at {place}"
+    try:
+        path = Path(place)
+        files = sorted(path.rglob("*.xml")) if path.is_dir() else [path] if path.is_file() else []
         if files:
             return read_junit(files)
         if (path / "summary_short.txt").is_file():
             return read_pytest_folder(path)
-    elif path.is_file():
-        return read_junit([path])
-    print(f"warning: OOT_FAILED_TESTS: nothing to read at {place}", file=sys.stderr)
+    except OSError as error:
+        reason = error
+    print(f"warning: OOT_FAILED_TESTS: {reason}", file=sys.stderr)
     return {}, []
 
 
@@ -123,9 +125,10 @@ def read_case(case, counts, failed):
 
 def seconds(text):
     try:
-        return float((text or "").replace(",", ""))
+        value = float((text or "").replace(",", ""))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def read_pytest_folder(folder):

@@ -143,6 +143,16 @@ def test_a_broken_report_costs_what_cannot_be_read_and_not_the_callback(
     assert tuple(record[f"{name}_tests"] for name in ("passed", "failed", "skipped")) == counts
 
 
+@pytest.mark.parametrize("place", ["nowhere", "<testsuite/>" * 500])
+def test_a_report_that_is_not_there_does_not_cost_the_callback(
+    job: dict[str, str], relay: tuple[str, Relay], place: str
+):
+    report(job, STATUS="in_progress")
+    ended = report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=place)
+    assert json.loads(ended.stdout)["status"] == "completed", ended.stderr
+    assert ended.stderr.startswith("warning: OOT_FAILED_TESTS: ")
+
+
 def test_names_in_several_lines_and_words_in_capitals_are_taken(job: dict[str, str], relay: tuple[str, Relay]):
     names = {"JOB_NAME": " test 'a' \"b\"\n  $(c) é 🔥\n", "WORKFLOW_NAME": "CI\tand more"}
     report(job, STATUS="in_progress", **names)
@@ -250,6 +260,17 @@ def test_a_relay_that_is_down_for_a_moment_is_told_the_same_again(job: dict[str,
         assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
         assert len({request.body for request in busy.requests}) == 1
         assert len(busy.requests) == 3
+
+
+def test_what_is_sent_is_json_whatever_a_report_calls_a_time(job: dict[str, str], tmp_path: Path):
+    junit = tmp_path / "junit.xml"
+    junit.write_text('<testsuite><testcase name="a" time="nan"><failure/></testcase></testsuite>')
+    with BusyRelay() as busy:
+        url = f"{busy.url}/github/callback"
+        report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(junit), CALLBACK_URL=url)
+        [request] = busy.requests
+    [test] = json.loads(request.body, parse_constant=pytest.fail)["workflow"]["failed_tests"]
+    assert (test["name"], test["duration_seconds"]) == ("a", None)
 
 
 def test_whoever_gives_no_identity_is_named(job: dict[str, str], issuer: OidcServer):
