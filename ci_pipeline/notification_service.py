@@ -16,6 +16,7 @@ from ci_pipeline import notify
 from ci_pipeline.model import Failure, JobResult
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import hub_files, slack_classic
+from ci_pipeline.publish.slack import SlackClient
 from ci_pipeline.publish.slack_classic import Block, ClassicReport, Compared, Where, prepare_reports
 from ci_pipeline.publish.thread import SlackMessage
 from ci_pipeline.reports.artifacts import parse_artifact_name
@@ -117,7 +118,7 @@ class Message:
             runner_failed=runner_failed,
             setup_failed=setup_failed,
         )
-        _post(step, error)
+        _slack(step).post(step.channel, error.text, error.blocks)
 
     def post(self) -> None:
         """Post the main message; `thread_ts` says where it is.
@@ -126,7 +127,7 @@ class Message:
             SettingsError: no token or no channel; one line.
             SlackError: it could not be posted; one line.
         """
-        self.thread_ts = _post(self._step, self._report.main())
+        self.thread_ts = self._post(self._report.main())
 
     def post_reply(self) -> None:
         """Post the failures as replies, one for each matrix entry and device.
@@ -138,7 +139,7 @@ class Message:
         if self.thread_ts is None:
             raise ValueError("There is nothing to reply to: call post() first")
         for reply in self._report.replies():
-            _post(self._step, reply, self.thread_ts)
+            self._post(reply, self.thread_ts)
 
     def get_reply_blocks(
         self, job_name: str, job_result: JobResult, failures: Sequence[Failure], device: str | None, text: str
@@ -168,6 +169,13 @@ class Message:
     @cached_property
     def _step(self) -> Step:
         return workflow_step()
+
+    @cached_property
+    def _slack(self) -> SlackClient:
+        return _slack(self._step)
+
+    def _post(self, message: SlackMessage, thread_ts: str | None = None) -> str:
+        return self._slack.post(self._step.channel, message.text, message.blocks, thread_ts)
 
     @property
     def _report(self) -> ClassicReport:
@@ -213,9 +221,9 @@ def _failures_in(artifacts: Artifacts) -> set[Where] | None:
     return known
 
 
-def _post(step: Step, message: SlackMessage, thread_ts: str | None = None) -> str:
+def _slack(step: Step) -> SlackClient:
     notify.require_slack(step)
-    return notify.slack_client(step).post(step.channel, message.text, message.blocks, thread_ts)
+    return notify.slack_client(step)
 
 
 def handle_test_results(test_results: str) -> tuple[int, int, int, int, str]:

@@ -162,6 +162,7 @@ def test_example_4_comparing_with_a_previous_run(services: RecordedServices) -> 
     message.post_reply()
 
     posted, reply = services.messages
+    assert services.connections == 2  # GitHub's and Slack's
     assert blocks(posted)[-2].startswith("*There are 1 new failed tests*\n\n(compared to previous run: <https://")
     assert NEW in blocks(posted)[-1]
     assert OLD not in blocks(posted)[-1]
