@@ -529,7 +529,7 @@ class _Thread:
     def _job_links(self, entry: str) -> str:
         result = self.report.results.get(entry or self.report.test_job, {})
         links = {self.devices.get(device, "CI job"): url for device, url in result.get("job_link", {}).items()}
-        links |= {f"{self.devices.get(d, '')} output": url for d, url in result.get("captured_info", {}).items()}
+        links |= {f"{self.devices.get(d, 'CI')} output": url for d, url in result.get("captured_info", {}).items()}
         return _some([link(url, label) for label, url in links.items() if url_of(url)], 4)
 
     def _oncall(self, entries: Iterable[str], *, job: bool = True) -> str:

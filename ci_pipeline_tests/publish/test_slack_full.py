@@ -12,7 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ci_pipeline.analysis.job_results import job_report
-from ci_pipeline.model import ArtifactName, CiJob, CiRun, CiStep, Counts, EarlierRun, Problem, TestOutcome, TestReport
+from ci_pipeline.model import (
+    ArtifactName,
+    CiJob,
+    CiRun,
+    CiStep,
+    Counts,
+    EarlierRun,
+    JobReport,
+    JobResult,
+    Problem,
+    TestOutcome,
+    TestReport,
+)
 from ci_pipeline.profile import Profile, load_profile
 from ci_pipeline.publish.ledger import Ledger
 from ci_pipeline.publish.slack import SlackClient
@@ -177,6 +189,14 @@ def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
     assert "<https://github.com/x/job/1|Single>" in text_of(thread.replies[0])
     buttons = {b["text"]["text"]: b["url"] for b in thread.main.blocks[-1]["elements"]}
     assert buttons == {"CI run": RUN.html_url, "Result files": links.hub, "History": links.page}
+
+
+def test_the_links_of_a_machine_without_a_device_have_a_name_too(profile: Profile):
+    places = {"unclassified": f"{RUN.html_url}/job/1"}
+    report = report_of("models_bert", "", [("tests/a.py::test_a", "(line 1)  ValueError: x")])
+    results: dict[str, JobResult] = {"models_bert": {"job_link": places, "captured_info": places}}
+    thread = messages(JobReport(RUN, JOB, results, [report]), profile)
+    assert f"<{RUN.html_url}/job/1|CI job>, <{RUN.html_url}/job/1|CI output>" in text_of(thread.replies[0])
 
 
 def test_of_a_run_only_what_is_known_is_said(profile: Profile):
