@@ -173,15 +173,13 @@ def pr_url(upstream_repo: str, number: int) -> str:
     return f"/{quote(upstream_repo.lstrip('/'))}/pull/{number}"
 
 
-def percent(rate: float | None) -> str:
+def percent(rate: float) -> str:
     """Rounded down: what is not all green is not 100 %."""
-    return "–" if rate is None else f"{floor(rate * 1000) / 10:.1f} %"
+    return f"{floor(rate * 1000) / 10:.1f} %"
 
 
-def rate_kind(rate: float | None) -> tuple[str, str]:
+def rate_kind(rate: float) -> tuple[str, str]:
     """The chip of a pass rate: its kind and its symbol."""
-    if rate is None:
-        return "none", "–"
     return ("good", "✓") if rate >= GOOD_RATE else ("warn", "▲") if rate >= FAIR_RATE else ("bad", "✗")
 
 

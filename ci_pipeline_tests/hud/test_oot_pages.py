@@ -85,6 +85,12 @@ def test_the_worst_backend_is_first(sampled: TestClient) -> None:
     assert page.index(CINDER) < page.index("aurora-chips/torch-aurora")
 
 
+def test_what_has_not_completed_has_no_pass_rate(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(conclusion=""))
+    assert "org/backend – L2" in text(client.get("/oot").text)
+    assert "org/backend ◆ L2 ● 1 running" in text(client.get("/oot/org/backend").text)
+
+
 def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestClient) -> None:
     put(warehouse, job(), job(event_type="nightly", pr_number=0, check_run_id="2", conclusion="failure"))
     [of_prs] = api(client, "/oot")["backends"]
