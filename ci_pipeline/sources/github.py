@@ -196,11 +196,11 @@ class GitHubSource:
         """
         if time.monotonic() < self._gone_until:
             raise SourceError(f"GitHub: {what}: not asked, nobody answered a moment ago")
+        out_of_patience = self._is_out_of_patience if patience is None else tenacity.stop_before_delay(patience)
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
             wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
-            stop=tenacity.stop_after_attempt(ATTEMPTS)
-            | (self._is_out_of_patience if patience is None else tenacity.stop_before_delay(patience)),
+            stop=lambda state: state.attempt_number >= ATTEMPTS or out_of_patience(state),
             before_sleep=lambda state: log.warning(
                 "GitHub: %s: %s: trying again in %.1f s", what, _outcome(state), state.upcoming_sleep
             ),
