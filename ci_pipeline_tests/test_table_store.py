@@ -26,6 +26,11 @@ def test_what_is_written_is_read(store: TableStore) -> None:
     assert store.read("run_diff", "1-1").equals(TABLE)
 
 
+def test_only_the_columns_that_are_asked_for_are_read(store: TableStore) -> None:
+    store.write("numbers", "1-1", pa.table({"n": [1], "square": [1], "name": ["one"]}))
+    assert store.read("numbers", "1-1", ["name", "n"]).to_pylist() == [{"name": "one", "n": 1}]
+
+
 def test_writing_again_replaces(store: TableStore) -> None:
     store.write("run_diff", "1-1", TABLE)
     store.write("run_diff", "1-1", TABLE.slice(1))
