@@ -18,6 +18,7 @@ from ci_pipeline.cli_oot import oot
 if TYPE_CHECKING:
     from ci_pipeline.model import CiRun
     from ci_pipeline.pipeline import ProcessedRun
+    from ci_pipeline.profile import Profile
     from ci_pipeline.services import Services
 
 SHELLS = ("bash", "zsh", "fish")
@@ -307,7 +308,7 @@ def _process(runs: Sequence[CiRun], services: Services, *, post: bool, as_json: 
                 click.echo(f"Error: CI run {run.run_id}: {error}", err=True)
                 failed = True
                 continue
-        _tell(processed, as_json)
+        _tell(processed, services.profile, as_json)
     if failed:
         sys.exit(1)
 
@@ -367,13 +368,11 @@ def _summary(processed: ProcessedRun) -> dict[str, Any]:
     }
 
 
-def _tell(processed: ProcessedRun, as_json: bool) -> None:
+def _tell(processed: ProcessedRun, profile: Profile, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_summary(processed), ensure_ascii=False))
         return
-    run = processed.run
-    number = f" {run.run_number}" if run.run_number else ""
-    click.echo(f"{run.workflow_name or 'CI run'}{number} ({run.key})")
+    click.echo(f"{profile.run_title(processed.run)} ({processed.run.key})")
     for line in processed.delivered:
         click.echo(f"  {line}")
 

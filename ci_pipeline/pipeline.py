@@ -290,7 +290,7 @@ def upload(run_key: str, services: Services) -> pa.Table:
         delivered = hub.deliver(
             files,
             repo_id=services.hub_dataset(run),
-            message=f"{run.workflow_name or 'CI run'} {run.run_number or run.run_id}",
+            message=f"{services.profile.run_title(run)} ({run.key})",
             key=run_key,
             hub=services.hub,
             ledger=services.ledger,

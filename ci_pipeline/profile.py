@@ -10,11 +10,14 @@ import tomllib
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ci_pipeline.settings import SettingsError
+
+if TYPE_CHECKING:
+    from ci_pipeline.model import CiRun
 
 
 class _Part(BaseModel):
@@ -113,6 +116,17 @@ class Profile(_Part):
     def workflow_of(self, workflow_id: int, path: str) -> Workflow | None:
         """The workflow of this id, or of this file; 0 and "" where one of them is not known."""
         return next((w for w in self.workflows if w.id == workflow_id != 0 or w.path == path != ""), None)
+
+    def workflow_title(self, workflow_id: int, path: str, name: str) -> str:
+        """What people call a workflow; GitHub's `name` for it where the profile has none."""
+        workflow = self.workflow_of(workflow_id, path)
+        return (workflow.ci_event or workflow.name if workflow else "") or name[:100] or "CI run"
+
+    def run_title(self, run: CiRun) -> str:
+        """What people call a run: "Daily CI #1302, attempt 2"."""
+        name = self.workflow_title(run.workflow_id, run.workflow_path, run.workflow_name)
+        number = f" #{run.run_number}" if run.run_number else ""
+        return name + number + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
 
     def diffs_results(self, workflow_path: str) -> bool:
         """Whether every test's outcome is compared with the previous run's, not only those that fail."""

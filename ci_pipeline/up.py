@@ -332,7 +332,7 @@ def _progress(watch: RunWatch, spinner: Spinner) -> Table:
             mark, what = spinner, "waiting for the sensor" if state == "waiting" else watch.step(run)
         else:
             mark, what = (Text("✓", "green") if state == "done" else Text("✗", "red")), state
-        table.add_row(mark, Text(f"{run.workflow_name} #{run.run_number}"), Text(run.key, "dim"), Text(what, "dim"))
+        table.add_row(mark, Text(watch.services.profile.run_title(run)), Text(run.key, "dim"), Text(what, "dim"))
     return table
 
 

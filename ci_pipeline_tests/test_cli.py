@@ -194,7 +194,9 @@ def test_ingest_processes_what_is_new_once(inbox: Path) -> None:
     first = run("ingest")
     assert first.exit_code == 0, first.output
     assert [line for line in first.stdout.splitlines() if not line.startswith(" ")] == [
-        f"{night.workflow_name} {night.run_number} ({night.run_id}-1)" for night in build.NIGHTS
+        "Daily CI #1301 (19500000001-1)",
+        "Daily CI #1302 (19510000001-1)",
+        "Scheduled CI (AMD) - mi325 #417 (19510000002-1)",
     ]
     before = messages(inbox.parent)
     second = run("ingest")
@@ -278,7 +280,7 @@ def test_report_shows_the_newest_run_and_sends_nothing(inbox: Path) -> None:
     run("ingest", "--no-post")
     result = run("report")
     assert result.exit_code == 0, result.output
-    assert "AMD CI" in result.stdout
+    assert "mi325 #417" in result.stdout
     assert not messages(inbox.parent)
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ci_pipeline.model import CiRun
 from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import SettingsError
 
@@ -53,3 +54,15 @@ def test_a_file_that_is_no_profile_is_one_line_that_names_what_is_wrong(tmp_path
 def test_an_unknown_profile_names_the_known_ones():
     with pytest.raises(SettingsError, match="pytorch, transformers"):
         load_profile("tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("run", "title"),
+    [
+        (CiRun("o/r", 1, run_number=7, workflow_id=90575235, workflow_name="renamed"), "Daily CI #7"),
+        (CiRun("o/r", 1, 2, workflow_name="Nightly"), "Nightly, attempt 2"),
+        (CiRun("o/r", 1), "CI run"),
+    ],
+)
+def test_a_run_is_called_what_the_profile_calls_its_workflow(run: CiRun, title: str) -> None:
+    assert load_profile("transformers").run_title(run) == title

@@ -131,10 +131,10 @@ def test_what_comes_into_the_inbox_is_reported_until_ctrl_c(up: Up) -> None:
     up.wait_until_ready()
     assert httpx2.get(f"http://127.0.0.1:{up.dagster}/server_info", timeout=30).status_code == 200
     page = f"http://127.0.0.1:{up.hud}/"
-    assert "Nvidia CI #1301" in httpx2.get(page, timeout=30).text
-    assert "Nvidia CI #1302" not in httpx2.get(page, timeout=30).text
+    assert "Daily CI #1301" in httpx2.get(page, timeout=30).text
+    assert "Daily CI #1302" not in httpx2.get(page, timeout=30).text
     install(up.home / "inbox")
-    up.wait_until(lambda: "Nvidia CI #1302" in httpx2.get(page, timeout=30).text)
+    up.wait_until(lambda: "Daily CI #1302" in httpx2.get(page, timeout=30).text)
     up.wait_until(lambda: "#1302" in up.text())
     process.send_signal(signal.SIGINT)
     assert process.wait(SECONDS) == 0

@@ -226,7 +226,7 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
         "is_web": is_web,
         "utc": _utc,
         "duration": _duration,
-        "name": _name,
+        "name": profile.run_title,
         "commit_url": commit_url,
         "compare_url": compare_url,
         "source_url": source_url,
@@ -255,12 +255,6 @@ def _utc(moment: datetime) -> str:
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def _name(run: CiRun) -> str:
-    number = f" #{run.run_number}" if run.run_number else ""
-    attempt = f", attempt {run.run_attempt}" if run.run_attempt > 1 else ""
-    return (run.workflow_name or "CI run") + number + attempt
 
 
 def _run(ci_runs: CiRuns, run_id: int) -> RunPage:

@@ -123,7 +123,7 @@ class Streak:
     `since_start`: in all runs that are known, so that it may be longer.
     """
 
-    workflow_name: str
+    workflow: str
     device: str
     outcomes: list[Row]
     fails: bool
@@ -234,16 +234,16 @@ def streaks(rows: Iterable[Row], devices: Sequence[str]) -> list[Streak]:
     """From the outcomes of one test, newest first; the failing ones first. It failed in a run if any outcome did."""
     by_place: defaultdict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
-        of_run = by_place[row["workflow_name"], row["device"]]
+        of_run = by_place[row["workflow"], row["device"]]
         if row["run_id"] not in of_run or row["outcome"] in RED:
             of_run[row["run_id"]] = row
     found: list[Streak] = []
-    for (workflow_name, device), of_run in by_place.items():
+    for (workflow, device), of_run in by_place.items():
         outcomes = list(of_run.values())
         fails = outcomes[0]["outcome"] in RED
         same = next((n for n, row in enumerate(outcomes) if (row["outcome"] in RED) != fails), len(outcomes))
-        found.append(Streak(workflow_name, device, outcomes, fails, outcomes[same - 1], same == len(outcomes)))
-    return sorted(found, key=lambda streak: (not streak.fails, streak.workflow_name, _place(streak.device, devices)))
+        found.append(Streak(workflow, device, outcomes, fails, outcomes[same - 1], same == len(outcomes)))
+    return sorted(found, key=lambda streak: (not streak.fails, streak.workflow, _place(streak.device, devices)))
 
 
 class CiRuns:
@@ -314,9 +314,11 @@ class CiRuns:
 
     def test(self, node_id: str, device: str) -> list[Row]:
         """How a test ended in the latest runs, newest first."""
+        profile = self.services.profile
         with warehouse(self.services) as client:
-            repository = self.services.profile.repository
-            return history.history_of_test(client, repository, node_id, device=device, limit=HISTORY)
+            rows = history.history_of_test(client, profile.repository, node_id, device=device, limit=HISTORY)
+        known = ("workflow_id", "workflow_path", "workflow_name")
+        return [{**row, "workflow": profile.workflow_title(*(row[name] for name in known))} for row in rows]
 
 
 def _infrastructure(error: str) -> str:

@@ -266,9 +266,7 @@ class _Thread:
 
     def _run_in_words(self) -> Iterator[str]:
         run = self.report.run
-        workflow = self.profile.workflow_of(run.workflow_id, run.workflow_path)
-        name = (workflow.ci_event or workflow.name if workflow else "") or clip(run.workflow_name, 100) or "CI run"
-        yield f"*{link(run.html_url, _name_of(run, name))}*"
+        yield f"*{link(run.html_url, self.profile.run_title(run))}*"
         sha = link(f"{self.profile.web_url}/{run.repository}/commit/{run.head_sha}", run.head_sha[:7])
         title = " ".join(run.title.split()) if run.title != run.workflow_name else ""
         where = [sha, *(escape(clip(text, 200)) for text in (run.head_branch, title)), _day(run.created_at)]
@@ -614,11 +612,6 @@ def _some(names: Sequence[str], limit: int) -> str:
 
 def _n(count: int, word: str) -> str:
     return f"{count:,} {word if count == 1 else word[:-1] + 'ies' if word.endswith('y') else word + 's'}"
-
-
-def _name_of(run: CiRun, name: str) -> str:
-    number = f" #{run.run_number}" if run.run_number else ""
-    return name + number + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
 
 
 def _day(time: datetime | None) -> str:

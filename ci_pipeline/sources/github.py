@@ -211,7 +211,9 @@ class GitHubSource:
         except (SourceError, OSError):
             raise
         except Exception as error:
-            if isinstance(error, httpx2.TransportError) and not self._answered:
+            if _pause(error, 1) is None:  # a no is an answer too
+                self._answered, self._failing_since = True, None
+            elif isinstance(error, httpx2.TransportError) and not self._answered:
                 self._gone_until = time.monotonic() + self._patience
             raise _error(what, error) from error
         self._answered, self._failing_since = True, None

@@ -289,6 +289,17 @@ def test_when_the_patience_is_used_up_a_request_is_tried_once_until_one_succeeds
     assert tries_that_fail() > 1
 
 
+def test_a_no_gives_the_patience_back_too(github):
+    source = GitHubSource(github.url, None, REPOSITORY, patience=1)
+    github.fail("/runs/5$", status=500)
+    with pytest.raises(SourceError, match="404"):
+        source.run(5)
+    time.sleep(1)
+    github.add_run(6)
+    github.fail("/runs/6$", status=500)
+    assert source.run(6).run_id == 6
+
+
 def test_a_server_that_never_answered_is_not_asked_again_at_once(github):
     source = GitHubSource(github.url, None, REPOSITORY, patience=0.5)
     github.add_run(5)
