@@ -18,8 +18,9 @@ _NODE_ID = re.compile(rb"[^\s:][^:]*\.\w+::.|[^\s:]*[./][^\s:]*$")
 _SUBTEST = re.compile(rb"\n(?:SUBFAIL(?:ED)?([^\n]*?) (?=[^\s:]+\.\w+::)|([\[(][^\n]*[\])]) SUBFAIL )(?P<rest>[^\n]*)")
 # An entry that cannot be read in two ways: its node id has neither spaces nor brackets.
 _PLAIN = rb"([^\s:\[]+\.\w+::[^\s\[]+)(?: - ([^\n]*))?(?=\n|\Z)"
-# Where what a child pytest printed begins, and lines that may end it.
-_SESSION = re.compile(rb"= test session starts =|\n(=[^\n]*=)(?=\n|\Z)")
+# Where what a child pytest printed begins, and a line that may end it.
+_SESSION_STARTS = b"= test session starts ="
+_RULE = re.compile(rb"\n(=[^\n]*=)(?=\n|\Z)")
 _LONG = 20_000  # bytes: no node id is longer, and no choice worth making in a line that is
 
 
@@ -114,13 +115,13 @@ def outside_child_sessions(text: bytes, lines: Sequence[Entry], counted: int | N
     """Those lines of the summary that no child pytest printed, where as many as pytest counted are left."""
     if counted is None or len(lines) <= counted:
         return lines
-    own, begun = bytearray(text), -1
-    for found in _SESSION.finditer(text):
-        if found[1] is None:
-            begun = found.start()
-        elif begun >= 0 and parse_closing_line(found[1]):  # a child that was killed has no closing line
-            own[begun : found.end()] = bytes(found.end() - begun)
-            begun = -1
+    own, end = bytearray(text), 0
+    while (begun := text.find(_SESSION_STARTS, end)) >= 0:
+        end = next((rule.end() for rule in _RULE.finditer(text, begun) if parse_closing_line(rule[1])), 0)
+        if not end:
+            break
+        begun = text.rfind(_SESSION_STARTS, begun, end)  # a child before it that was killed has no closing line
+        own[begun:end] = bytes(end - begun)
     left = [line for line in lines if own[line.start]]
     return left if len(left) >= counted else lines
 
