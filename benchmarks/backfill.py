@@ -35,9 +35,10 @@ def work() -> None:
     from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     from ci_pipeline.definitions import build_definitions
-    from ci_pipeline.pipeline import Services, new_runs
     from ci_pipeline.profile import load_profile
+    from ci_pipeline.services import Services
     from ci_pipeline.settings import load_settings
+    from ci_pipeline.whole_runs import new_runs
 
     memory: list[int] = []
 

@@ -17,9 +17,9 @@ from ci_pipeline.cli_oot import oot
 
 if TYPE_CHECKING:
     from ci_pipeline.model import CiRun
-    from ci_pipeline.pipeline import ProcessedRun
     from ci_pipeline.profile import Profile
     from ci_pipeline.services import Services
+    from ci_pipeline.whole_runs import ProcessedRun
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -102,12 +102,12 @@ def ingest(run_ids: tuple[int, ...], post: bool, as_json: bool) -> None:
       ci-pipeline ingest
       ci-pipeline ingest 19500000001 --no-post
     """
-    from ci_pipeline import pipeline
+    from ci_pipeline import pipeline, whole_runs
 
     services = _services()
     for line in pipeline.deliver_pending(services) if post else ():
         click.echo(f"Kept before: {line}", err=True)
-    runs = map(services.source.run, run_ids) if run_ids else pipeline.new_runs(services)
+    runs = map(services.source.run, run_ids) if run_ids else whole_runs.new_runs(services)
     _process(list(runs), services, post=post, as_json=as_json)
 
 
@@ -125,10 +125,10 @@ def backfill(limit: int | None, post: bool | None, as_json: bool) -> None:
       ci-pipeline backfill --limit 30
       CI_PIPELINE_SOURCE=github ci-pipeline backfill
     """
-    from ci_pipeline import pipeline
+    from ci_pipeline import whole_runs
 
     services = _services()
-    runs = list(islice(pipeline.all_runs(services), limit))
+    runs = list(islice(whole_runs.all_runs(services), limit))
     _process(runs, services, post=services.settings.backfill_posts if post is None else post, as_json=as_json)
 
 
@@ -146,15 +146,15 @@ def report(run_id: int | None, post: bool, as_json: bool) -> None:
       ci-pipeline report
       ci-pipeline report 19510000001 --json | jq .test_jobs
     """
-    from ci_pipeline import pipeline
+    from ci_pipeline import whole_runs
 
     services = _services()
-    run = services.source.run(run_id) if run_id else pipeline.newest_run(services)
+    run = services.source.run(run_id) if run_id else whole_runs.newest_run(services)
     if services.is_processed(run.key) and not post:
-        processed = pipeline.processed_run(run.key, services)
+        processed = whole_runs.processed_run(run.key, services)
     else:
         with _progress(f"CI run {run.run_id}", quiet=as_json) as advance:
-            processed = pipeline.process_run(run, services, post=post, progress=advance)
+            processed = whole_runs.process_run(run, services, post=post, progress=advance)
     if as_json:
         click.echo(json.dumps(_summary(processed), ensure_ascii=False))
         return
@@ -293,7 +293,7 @@ main.add_command(oot)
 
 def _process(runs: Sequence[CiRun], services: Services, *, post: bool, as_json: bool) -> None:
     """One after the other. A run that cannot be processed does not stop the others; the command then ends with 1."""
-    from ci_pipeline import pipeline
+    from ci_pipeline import whole_runs
     from ci_pipeline.publish.slack import SlackError
     from ci_pipeline.sources import SourceError
 
@@ -303,7 +303,7 @@ def _process(runs: Sequence[CiRun], services: Services, *, post: bool, as_json: 
     for number, run in enumerate(runs, 1):
         with _progress(f"CI run {run.run_id} ({number} of {len(runs)})", quiet=as_json) as advance:
             try:
-                processed = pipeline.process_run(run, services, post=post, progress=advance)
+                processed = whole_runs.process_run(run, services, post=post, progress=advance)
             except (SourceError, SlackError) as error:
                 click.echo(f"Error: CI run {run.run_id}: {error}", err=True)
                 failed = True

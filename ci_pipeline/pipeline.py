@@ -15,15 +15,14 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ci_pipeline import earlier_runs
 from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, Problem, RunDiffRow, TestReport
 from ci_pipeline.services import TABLES, Services, worker_services
-from ci_pipeline.sources import SourceError, cursor_at
+from ci_pipeline.sources import SourceError
 from ci_pipeline.warehouse import WarehouseError
 
 if TYPE_CHECKING:
@@ -43,12 +42,6 @@ Step = Callable[[str, Services], T]
 
 TOGETHER = 25
 """Runs whose rows are written to the warehouse together."""
-
-BEGUN = "begun"
-"""Ledger entries of the runs that `process_run` has begun with and not ended: it was killed, or failed."""
-
-PRUNED = "pruned"
-"""Ledger entries of the runs that were processed, and forgotten after the retention time."""
 
 PENDING_ROWS = "warehouse/pending"
 """Ledger entries of the runs that the warehouse does not have yet."""
@@ -454,16 +447,16 @@ def deliver_pending(services: Services) -> list[str]:
     from ci_pipeline.publish import hub, thread
 
     lines: list[str] = []
-    if run_keys := _noted(PENDING_ROWS, services):
+    if run_keys := noted(PENDING_ROWS, services):
         lines.append(f"warehouse: {keep(run_keys, services)}")
     delivered = hub.deliver_pending(hub=services.hub, ledger=services.ledger)
-    lines += [_line("files", place) for place in delivered]
+    lines += [place.about("files") for place in delivered]
     delivered = thread.deliver_pending(slack=services.slack, ledger=services.ledger)
-    return lines + [_line("messages", place) for place in delivered]
+    return lines + [place.about("messages") for place in delivered]
 
 
-def _noted(folder: str, services: Services) -> list[str]:
-    """The runs that the ledger has an entry of, by key."""
+def noted(folder: str, services: Services) -> list[str]:
+    """The runs that the ledger has an entry of in a folder, by key."""
     return [name.rpartition("/")[2] for name in services.ledger.names(folder)]
 
 
@@ -496,25 +489,7 @@ def _tell(headline: str, lines: Sequence[str], run: CiRun, what: str, services: 
     return deliver(SlackThread(message), run, what, channel, slack=services.slack, ledger=services.ledger)
 
 
-# --- what is kept, and for how long ---------------------------------------------------------------------------------
-
-
-def expired(services: Services) -> set[str]:
-    """The CI runs that were processed longer ago than the retention time, by key; none that the warehouse lacks."""
-    limit = datetime.now(UTC) - timedelta(days=services.settings.retention_days)
-    written = services.tables.written(next(iter(TABLES)))
-    return {key for key, time in written.items() if time < limit}.difference(_noted(PENDING_ROWS, services))
-
-
-def prune(run_key: str, services: Services) -> None:
-    """Forget a CI run's artifacts and tables. What the warehouse has of it stays, and that it was processed."""
-    services.ledger.write(f"{PRUNED}/{run_key}", {"run_key": run_key})
-    services.raw.delete(run_key)
-    for table in (*reversed(TABLES), "hub_dataset_files"):
-        services.tables.delete(table, run_key)
-
-
-# --- all of them ----------------------------------------------------------------------------------------------------
+# --- a step for many runs -------------------------------------------------------------------------------------------
 
 
 def each(
@@ -543,103 +518,3 @@ def _attempt(step: Step[T], run_key: str, services: Services | None = None) -> T
         return step(run_key, services or worker_services())
     except Exception as error:
         return error
-
-
-@dataclass(frozen=True)
-class ProcessedRun:
-    """One CI run after all steps. `tables` by their names in `TABLES`; `threads` by test job.
-
-    `delivered`: one line for each thing that went out, or is kept for later.
-    """
-
-    run: CiRun
-    reports: Sequence[JobReport]
-    tables: Mapping[str, pa.Table]
-    threads: Mapping[str, SlackThread]
-    delivered: Sequence[str] = ()
-
-
-def process_run(run: CiRun, services: Services, *, post: bool = True, progress: Progress | None = None) -> ProcessedRun:
-    """All steps for one CI run. Doing it again gives the same tables and files, and edits the messages.
-
-    `post=False` leaves Slack alone.
-
-    Raises:
-        SourceError: the run cannot be fetched; one line.
-        SlackRefused: Slack said no, and a person has to act; everything else is done.
-    """
-    from ci_pipeline.publish.slack import SlackRefused
-
-    key = run.key
-    services.ledger.write(f"{BEGUN}/{key}", {"run_key": key})
-
-    def write(names: Sequence[str], *tables: pa.Table) -> None:
-        for name, table in zip(names, tables, strict=True):
-            services.tables.write(name, key, table)
-
-    write(["raw_artifacts"], ci_run_table(fetch(run, services, progress)))
-    write(["test_reports", "test_outcomes"], *read(key, services))
-    write(["job_results", "category_results"], *count(key, services))
-    write(["run_diff"], with_since(diff(key, services), services))
-    files = upload(key, services)
-    write(["hub_dataset_files"], files)
-    lines = [_line("files", place) for place in placed(files)]
-    lines.append(f"warehouse: {keep([key], services)}")
-    done = processed_run(key, services)
-    try:
-        posted = post_threads(done.threads, done.run, services) if post else {}
-    except SlackRefused:
-        services.ledger.remove(f"{BEGUN}/{key}")  # to do all of it again would not help
-        raise
-    services.ledger.remove(f"{BEGUN}/{key}")
-    return replace(done, delivered=lines + [_line(test_job, place) for test_job, place in posted.items()])
-
-
-def processed_run(run_key: str, services: Services) -> ProcessedRun:
-    """A CI run after all steps, from what they left behind: nothing is fetched, and nothing goes out.
-
-    Raises:
-        MissingTable, SourceError: it was not processed; one line.
-    """
-    return ProcessedRun(
-        services.fetched(run_key).run,
-        compared_reports(run_key, services),
-        {name: services.tables.read(name, run_key) for name in TABLES},
-        threads(run_key, services),
-    )
-
-
-def _line(what: str, place: Delivered) -> str:
-    return " ".join(filter(None, (f"{what}:", place.where, place.url, place.detail and f"({place.detail})")))
-
-
-def new_runs(services: Services) -> Iterator[CiRun]:
-    """What the source has and was not processed yet, or not to its end, oldest first."""
-    begun, pruned = set(_noted(BEGUN, services)), set(_noted(PRUNED, services))
-
-    def is_new(run: CiRun) -> bool:
-        return run.key in begun or not (run.key in pruned or services.is_processed(run.key))
-
-    return filter(is_new, _runs(services, None))
-
-
-def newest_run(services: Services) -> CiRun:
-    """
-    Raises:
-        SourceError: the source has none.
-    """
-    newest = deque(_runs(services, None), maxlen=1)
-    if not newest:
-        raise SourceError(f"there is no completed CI run in {services.settings.source_uri}")
-    return newest[0]
-
-
-def all_runs(services: Services) -> Iterator[CiRun]:
-    """All that the source has, oldest first, also what was processed before."""
-    return _runs(services, cursor_at(datetime.fromtimestamp(0, UTC)))
-
-
-def _runs(services: Services, cursor: str | None) -> Iterator[CiRun]:
-    while (page := services.source.runs_after(cursor)).runs:
-        yield from page.runs
-        cursor = page.cursor

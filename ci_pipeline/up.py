@@ -26,7 +26,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from ci_pipeline import pipeline
+from ci_pipeline import pipeline, whole_runs
 from ci_pipeline import sample as bundled
 from ci_pipeline.oot.stores import open_store
 from ci_pipeline.profile import load_profile
@@ -353,7 +353,7 @@ def _draw(dagster_run: DagsterRun, services: Services, console: Console) -> None
 
     run_key = dagster_run.tags[PARTITION_NAME_TAG]
     if dagster_run.is_success:
-        for thread in pipeline.processed_run(run_key, services).threads.values():
+        for thread in whole_runs.processed_run(run_key, services).threads.values():
             terminal.draw(thread, console)
     else:
         where = f"{services.settings.dagster_url}/runs/{dagster_run.run_id}"

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from ci_pipeline import earlier_runs, pipeline
+from ci_pipeline import earlier_runs, pipeline, whole_runs
 from ci_pipeline.model import CiRun, FetchedRun
-from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub import HubClient
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
@@ -22,6 +21,7 @@ from ci_pipeline.services import TABLES, Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.sources import SourceError
 from ci_pipeline.warehouse import history
+from ci_pipeline.whole_runs import process_run
 from ci_pipeline_tests.ci_runs import AMD, NIGHTLY, artifact_name, put_run, write_report
 from ci_pipeline_tests.servers.hub import HubServer
 from ci_pipeline_tests.servers.slack import SlackServer
@@ -49,7 +49,7 @@ def deployment(tmp_path: Path, inbox: Path) -> Deployment:
     return services
 
 
-def changes(processed: pipeline.ProcessedRun) -> dict[str, str]:
+def changes(processed: whole_runs.ProcessedRun) -> dict[str, str]:
     rows = processed.tables["run_diff"].to_pylist()
     return {row["node_id"].rpartition("::")[2]: row["change"] for row in rows}
 
@@ -73,7 +73,7 @@ def test_each_run_is_compared_with_the_one_before_it(inbox: Path, deployment: De
     put_run(inbox, 102, {"models_bert": (["test_c"], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
     put_run(inbox, 103, {"models_bert": (["test_c"], {"test_a": ASSERT, "test_b": "KeyError: 'x'"})}, day=THIRD)
     services = deployment()
-    first, second, third = (process_run(run, services) for run in pipeline.new_runs(services))
+    first, second, third = (process_run(run, services) for run in whole_runs.new_runs(services))
     assert changes(first) == {}
     assert changes(second) == {"test_a": "new_failure", "test_b": "still_failing", "test_c": "fixed"}
     assert changes(third) == {"test_a": "still_failing", "test_b": "changed_error"}
@@ -204,7 +204,7 @@ def test_a_push_that_broke_nothing_is_no_news(inbox: Path, deployment: Deploymen
     put_run(inbox, 101, {"models_bert": (["test_a"], {})}, event="push")
     put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, event="push")
     services = deployment()
-    for run in pipeline.new_runs(services):
+    for run in whole_runs.new_runs(services):
         process_run(run, services)
     assert {path.name for path in tmp_path.glob("outbox/slack/*/*")} == {"102"}
 
@@ -232,13 +232,13 @@ def test_new_runs_are_those_that_are_not_processed(inbox: Path, deployment: Depl
         put_run(inbox, run_id, {"models_bert": (["test_a"], {})})
     services = deployment()
     process_run(services.source.run(101), services)
-    assert [run.run_id for run in pipeline.new_runs(services)] == [102]
-    assert pipeline.newest_run(services).run_id == 102
+    assert [run.run_id for run in whole_runs.new_runs(services)] == [102]
+    assert whole_runs.newest_run(services).run_id == 102
 
 
 def test_the_newest_run_of_an_empty_inbox_is_an_error_in_one_line(inbox: Path, deployment: Deployment) -> None:
     with pytest.raises(SourceError, match="no completed CI run in folder:"):
-        pipeline.newest_run(deployment())
+        whole_runs.newest_run(deployment())
 
 
 @pytest.mark.parametrize("key", ["", "abc", "12", "12-", "-1", "12-x", "12-1-1"])
@@ -252,7 +252,7 @@ def test_the_warehouse_has_the_run_and_answers_for_it(inbox: Path, deployment: D
     put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
     services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
     process_run(services.source.run(101), services)
-    pipeline.prune("101-1", services)
+    whole_runs.prune("101-1", services)
     (inbox / "101").rename(inbox.parent / "gone")
     elsewhere = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
     done = process_run(elsewhere.source.run(102), elsewhere)
@@ -268,7 +268,7 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     done = process_run(down.source.run(101), down)
     assert any(line.startswith("warehouse: pending: ") for line in done.delivered)
     assert pipeline.has_pending(down)
-    assert pipeline.expired(down) == set()
+    assert whole_runs.expired(down) == set()
     up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
     assert pipeline.deliver_pending(up) == ["warehouse: 13 rows"]
     assert not pipeline.has_pending(up)
@@ -319,17 +319,17 @@ def test_old_runs_are_forgotten_and_young_ones_are_not(inbox: Path, deployment: 
     for run_id in (101, 102):
         put_run(inbox, run_id, {"models_bert": (["test_a"], {})})
     services = deployment(CI_PIPELINE_RETENTION_DAYS="30")
-    for run in pipeline.new_runs(services):
+    for run in whole_runs.new_runs(services):
         process_run(run, services)
     long_ago = 1_700_000_000
     os.utime(tmp_path / "data" / "tables" / "raw_artifacts" / "101-1.parquet", (long_ago, long_ago))
-    assert pipeline.expired(services) == {"101-1"}
-    pipeline.prune("101-1", services)
+    assert whole_runs.expired(services) == {"101-1"}
+    whole_runs.prune("101-1", services)
     assert not list((tmp_path / "data" / "tables").rglob("*101-1*"))
     assert not services.raw.has("101-1")
     assert services.raw.has("102-1")
     assert services.is_processed("102-1")
-    assert list(pipeline.new_runs(services)) == []
+    assert list(whole_runs.new_runs(services)) == []
 
 
 def test_runs_are_read_in_parallel_and_one_that_cannot_be_read_does_not_stop_the_others(

@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.storage.tags import MAX_RETRIES_TAG, PARTITION_NAME_TAG
 
-from ci_pipeline import pipeline
+from ci_pipeline import pipeline, whole_runs
 from ci_pipeline.defs.oot import GROUP as OUT_OF_TREE
 from ci_pipeline.defs.partitions import ci_run
 from ci_pipeline.services import Services
@@ -38,14 +38,14 @@ def deliver() -> None:
 
 @dg.op
 def prune_old_runs(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
-    keys = pipeline.expired(services)
+    keys = whole_runs.expired(services)
     busy = context.instance.get_runs(dg.RunsFilter(job_name=process_ci_run.name, statuses=UNFINISHED))
     if any(PARTITION_NAME_TAG not in run.tags for run in busy):
         context.log.info("A range of CI runs is being processed: nothing is pruned this time")
         return
     in_use = {run.tags[PARTITION_NAME_TAG] for run in busy}
     for key in sorted(keys - in_use):
-        pipeline.prune(key, services)
+        whole_runs.prune(key, services)
         context.instance.delete_dynamic_partition(ci_run.name or "", key)
     context.log.info(f"{len(keys - in_use)} CI runs pruned, {len(keys & in_use)} left alone because they are in use")
 

@@ -26,6 +26,10 @@ class Delivered:
     detail: str = ""  # one line for a person
     commit: str = ""  # of the Hub
 
+    def about(self, what: str) -> str:
+        """One line for a person: `files: hub https://… (detail)`."""
+        return " ".join(filter(None, (f"{what}:", self.where, self.url, self.detail and f"({self.detail})")))
+
 
 class Ledger:
     """Entries by name, each a JSON object that is there whole or not at all.

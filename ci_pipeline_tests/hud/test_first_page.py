@@ -16,7 +16,6 @@ from ci_pipeline.hud.app import create_app
 from ci_pipeline.hud.ci_runs import streaks
 from ci_pipeline.oot import replication
 from ci_pipeline.oot.sqlite_store import SqliteStore
-from ci_pipeline.pipeline import process_run
 from ci_pipeline.profile import load_profile
 from ci_pipeline.sample import build, install
 from ci_pipeline.sample import oot as callbacks
@@ -24,6 +23,7 @@ from ci_pipeline.services import Services
 from ci_pipeline.settings import Settings, load_settings
 from ci_pipeline.warehouse.embedded import Embedded
 from ci_pipeline.web_address import is_web
+from ci_pipeline.whole_runs import process_run
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
