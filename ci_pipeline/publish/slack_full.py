@@ -531,7 +531,7 @@ class _Thread:
         return _some([link(url, label) for label, url in links.items() if url_of(url)], 4)
 
     def _oncall(self, entries: Iterable[str], *, job: bool = True) -> str:
-        """Whom to ask about these matrix entries, and about which; `job`: also whom to ask about all others."""
+        """Whom to ask about these matrix entries; `job`: about which, and also whom to ask about all others."""
         people: dict[str, list[str]] = {}
         for entry in dict.fromkeys(entries):
             oncall = self.profile.oncall
@@ -541,7 +541,7 @@ class _Thread:
             elif job and (person := oncall.get(self.report.test_job)):
                 people.setdefault(person, [])
         return ", ".join(
-            _mention(who) + (f" ({_some(what, 3)})" if len(what) > 1 else "") for who, what in people.items()
+            _mention(who) + (f" ({_some(what, 3)})" if job and what else "") for who, what in people.items()
         )
 
     def _earlier(self, earlier: EarlierRun) -> str:

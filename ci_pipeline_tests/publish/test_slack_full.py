@@ -178,7 +178,7 @@ def test_the_reading_says_whether_it_is_the_change_the_device_or_the_infrastruct
     assert "*Infrastructure, probably:* 1 of 4 failures (1 out of memory)" in main
     assert "*Only here:* 1 of 4 failures, not in the <https://" in main
     assert "Nvidia CI run #77" in main
-    assert "*Ask:* <@U012ABCDEF>" in main
+    assert "*Ask:* <@U012ABCDEF> (bert)" in main
 
 
 def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
