@@ -53,7 +53,7 @@ _CODE = re.compile(r"Code: (\d+)\.")
 _PIECE = 1 << 20  # bytes
 
 # Compiling a query the third time that it is asked takes longer than asking it.
-_SETTINGS = dict.fromkeys(("compile_expressions", "compile_aggregate_expressions", "compile_sort_description"), "0")
+_SETTINGS = "compile_expressions=0&compile_aggregate_expressions=0&compile_sort_description=0"
 
 # Parameters of the HTTP interface that are no settings of the query.
 _NO_SETTING = re.compile(
@@ -96,7 +96,7 @@ class _Engine:
         from chdb import _chdb
 
         self._connect = cast(Any, _chdb).connect
-        self._path = str(path)
+        self._path = f"{path}?{_SETTINGS}"
         self._open = self._connect(self._path)  # the engine lives as long as one connection does
 
     def close(self) -> None:
@@ -127,9 +127,10 @@ class _Engine:
             body = _decompressed(body, encoding)
         if database := query.get("database"):
             connection.query(f"USE {_quoted(database, '`')}", "Null")
-        settings = _SETTINGS | {name: value for name, value in query.items() if not _NO_SETTING.fullmatch(name)}
-        assigned = ", ".join(f"{_quoted(name, '`')} = {_quoted(value)}" for name, value in settings.items())
-        connection.query(f"SET {assigned}", "Null")
+        settings = {name: value for name, value in query.items() if not _NO_SETTING.fullmatch(name)}
+        if settings:
+            assigned = ", ".join(f"{_quoted(name, '`')} = {_quoted(value)}" for name, value in settings.items())
+            connection.query(f"SET {assigned}", "Null")
 
         text = query["query"].encode() + b"\n" if query.get("query") else b""
         insert = _INSERT.match(text)
