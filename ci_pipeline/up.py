@@ -384,10 +384,8 @@ def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None
         ("Dagster", settings.dagster_url),
         ("Messages", str(settings.outbox_path)),
         ("Source", settings.source_uri),
+        ("Next", f"{sys.argv[0]} check-config says how to connect GitHub, Slack and the Hub"),
     ):
-        table.add_row(Text(name, "bold"), Text(where))
+        table.add_row(Text(name, "bold"), Text(where, overflow="fold"))
     console.print(table)
-    console.print(
-        f"What comes into the source is reported; {sys.argv[0]} check-config says how to connect GitHub, Slack and the "
-        "Hub. Ctrl-C stops everything."
-    )
+    console.print("What comes into the source is reported. Ctrl-C stops everything.")

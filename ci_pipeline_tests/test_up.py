@@ -72,7 +72,7 @@ class Up:
             time.sleep(0.2)
 
     def wait_until_ready(self) -> None:
-        self.wait_until(lambda: "Ctrl-C stops everything" in self.text())
+        self.wait_until(lambda: "Ctrl-C stops everything" in " ".join(self.text().split()))
 
     def processes(self) -> list[int]:
         """All processes that know this home."""
