@@ -1,4 +1,4 @@
-"""Starts runs of Dagster on this machine, each in a process of its own that was ready before the run was."""
+"""Starts runs of Dagster on this machine, each in a process of its own that has done its imports before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -18,18 +17,16 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from dagster._utils.__init__ import get_run_crash_explanation
 
-WORKER = "ci_pipeline.run_worker"
-
-PROCESS = "ci_pipeline/process"
-"""Tag of Dagster runs: the process that does it, as `identity` writes it."""
+from ci_pipeline.run_worker import PROCESS, identity
 
 
 class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
-    """Keeps one process waiting that has done its imports; the daemon has it, from the first run on."""
+    """Keeps one `run_worker`, which has done its imports; the daemon has it, from the first run on."""
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
-        self._spare: subprocess.Popen[str] | None = None
+        self._worker: subprocess.Popen[str] | None = None
+        self._launched: set[str] = set()  # by this worker, which has not told that they ended
         self._lock = Lock()
         super().__init__()
 
@@ -50,22 +47,33 @@ class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     def launch_run(self, context: LaunchRunContext) -> None:
         run, origin = context.dagster_run, context.job_code_origin
         assert origin is not None, "a run that is launched says where its code is"
+        arguments = serialize_value(ExecuteRunArgs(origin, run.run_id, self._instance.get_ref()))
         with self._lock:
-            worker, self._spare = self._spare, None
-        if worker is None or worker.poll() is not None:
-            worker = _start_worker()
-        self._instance.add_run_tags(run.run_id, {PROCESS: identity(worker.pid)})
-        assert worker.stdin is not None
-        with suppress(BrokenPipeError), worker.stdin:  # a process that has ended is a matter for `_follow`
-            worker.stdin.write(serialize_value(ExecuteRunArgs(origin, run.run_id, self._instance.get_ref())) + "\n")
-        Thread(target=self._follow, args=(worker, run.run_id), daemon=True).start()
+            if self._worker is None or self._worker.poll() is not None:
+                self._worker, self._launched = _start_worker(), set()
+                Thread(target=self._follow, args=(self._worker, self._launched), daemon=True).start()
+            self._launched.add(run.run_id)
+            assert self._worker.stdin is not None
+            with suppress(BrokenPipeError):  # that it has ended is a matter for `_follow`
+                self._worker.stdin.write(f"{run.run_id} {arguments}\n")
+                self._worker.stdin.flush()
 
-    def _follow(self, worker: subprocess.Popen[str], run_id: str) -> None:
-        """Until the process ends. A run that it leaves unfinished has failed."""
+    def _follow(self, worker: subprocess.Popen[str], launched: set[str]) -> None:
+        """Until the worker ends. Its runs go on without it: `check_run_worker_health` sees how they do."""
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            run_id, code = line.split()
+            launched.discard(run_id)
+            self._ended(run_id, int(code))
         code = worker.wait()
         with self._lock:
-            # Not before: it would take its time from the run.
-            self._spare = self._spare or _start_worker()
+            for run_id in launched:
+                run = self._instance.get_run_by_id(run_id)
+                if run is not None and not _is_there(run.tags.get(PROCESS, "")):
+                    self._ended(run_id, code)
+
+    def _ended(self, run_id: str, code: int) -> None:
+        """A run that its process leaves unfinished has failed."""
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return
@@ -96,22 +104,14 @@ class WarmRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
     def dispose(self) -> None:
         with self._lock:
-            if self._spare:
-                self._spare.kill()
-                self._spare.wait()
+            if self._worker:
+                self._worker.kill()
+                self._worker.wait()
 
 
 def _start_worker() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", WORKER], stdin=subprocess.PIPE, text=True)
-
-
-def identity(pid: int) -> str:
-    """A process: its number and, since numbers are used again, when it began, where the system tells."""
-    try:
-        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        began = ""
-    return f"{pid}:{began}"
+    command = [sys.executable, "-m", "ci_pipeline.run_worker"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _pid(process: str) -> int:

@@ -1,4 +1,4 @@
-"""Runs of Dagster in processes that were ready before them: what becomes of a run whose process does not."""
+"""Runs of Dagster in processes that did their imports before: what becomes of a run whose process does not."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ import dagster as dg
 import pytest
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 
-from ci_pipeline.defs.run_launcher import PROCESS, WarmRunLauncher, identity
+from ci_pipeline.defs.run_launcher import WarmRunLauncher
+from ci_pipeline.run_worker import PROCESS, identity
 
 PROJECT = Path(__file__).parents[2]
 
@@ -57,41 +58,60 @@ def run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
 
 
 def process(instance: dg.DagsterInstance, run_id: str) -> int:
+    wait_for(lambda: PROCESS in run(instance, run_id).tags)
     return int(run(instance, run_id).tags[PROCESS].partition(":")[0])
 
 
-def children() -> set[int]:
-    """The run workers of this process."""
-    done = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    return {int(line.split()[0]) for line in done.stdout.splitlines() if "run_worker" in line}
+def worker(instance: dg.DagsterInstance) -> int:
+    """What makes the processes of this instance's runs."""
+    launcher = instance.run_launcher
+    assert isinstance(launcher, WarmRunLauncher)
+    assert launcher._worker
+    return launcher._worker.pid
 
 
 @pytest.mark.slow
-def test_each_run_has_a_process_of_its_own_and_the_next_one_waits(instance: dg.DagsterInstance) -> None:
-    first = launch(instance)
-    wait_for(lambda: run(instance, first).is_finished)
-    assert run(instance, first).status == dg.DagsterRunStatus.SUCCESS
-    wait_for(lambda: children() - {process(instance, first)})
-    [spare] = children() - {process(instance, first)}
-    second = launch(instance)
-    assert process(instance, second) == spare
-    wait_for(lambda: run(instance, second).status == dg.DagsterRunStatus.SUCCESS)
-    wait_for(lambda: children() - {spare})
+def test_each_run_has_a_process_of_its_own_and_one_worker_makes_them(instance: dg.DagsterInstance) -> None:
+    first, second = launch(instance), launch(instance)
+    made_by = worker(instance)
+    for run_id in (first, second):
+        wait_for(lambda run_id=run_id: run(instance, run_id).is_finished)
+        assert run(instance, run_id).status == dg.DagsterRunStatus.SUCCESS
+    third = launch(instance)
+    wait_for(lambda: run(instance, third).status == dg.DagsterRunStatus.SUCCESS)
+    assert len({made_by, *(process(instance, run_id) for run_id in (first, second, third))}) == 4
+    assert worker(instance) == made_by
     instance.run_launcher.dispose()
-    wait_for(lambda: not children())
+    assert not is_running(made_by)
 
 
 @pytest.mark.slow
-def test_a_process_that_died_while_it_waited_is_replaced(instance: dg.DagsterInstance) -> None:
+def test_a_worker_that_died_is_replaced(instance: dg.DagsterInstance) -> None:
     first = launch(instance)
     wait_for(lambda: run(instance, first).is_finished)
-    wait_for(lambda: children() - {process(instance, first)})
-    for child in children():
-        os.kill(child, signal.SIGKILL)
-    wait_for(lambda: not children())
+    died = worker(instance)
+    os.kill(died, signal.SIGKILL)
+    wait_for(lambda: not is_running(died))
     second = launch(instance)
+    assert worker(instance) != died
     wait_for(lambda: run(instance, second).is_finished)
     assert run(instance, second).status == dg.DagsterRunStatus.SUCCESS
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_worker_dies_and_one_that_has_no_process_yet_has_failed(
+    instance: dg.DagsterInstance,
+) -> None:
+    working = launch(instance, seconds="3")
+    wait_for(lambda: run(instance, working).status == dg.DagsterRunStatus.STARTED)
+    os.kill(worker(instance), signal.SIGSTOP)
+    waiting = launch(instance)
+    os.kill(worker(instance), signal.SIGKILL)
+    wait_for(lambda: run(instance, waiting).is_finished)
+    assert run(instance, waiting).status == dg.DagsterRunStatus.FAILURE
+    assert any("SIGKILL" in event.message for event in instance.all_logs(waiting))
+    wait_for(lambda: run(instance, working).is_finished)
+    assert run(instance, working).status == dg.DagsterRunStatus.SUCCESS
 
 
 def test_a_run_whose_process_is_killed_has_failed_and_says_how(instance: dg.DagsterInstance) -> None:
@@ -134,21 +154,20 @@ def test_a_run_is_gone_with_its_process_also_when_the_number_is_used_again(insta
     assert health() == WorkerStatus.RUNNING  # it was not started by this launcher
 
 
-def test_no_process_waits_for_a_daemon_that_was_killed() -> None:
+def test_no_worker_waits_for_a_daemon_that_was_killed() -> None:
     code = (
         "import sys, time; from ci_pipeline.defs import run_launcher;"
         "print(run_launcher._start_worker().pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
-        spare = identity(int(daemon.stdout.readline()))
+        pid = int(daemon.stdout.readline())
         daemon.kill()
-    pid = int(spare.partition(":")[0])
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or identity(pid) != spare or "\nState:\tZ" in status(pid))
+    wait_for(lambda: not is_running(pid))
 
 
-def status(pid: int) -> str:
+def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return ""
+        return False
