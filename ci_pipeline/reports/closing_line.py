@@ -6,7 +6,7 @@ import re
 
 from ci_pipeline.model import Counts
 
-_CLOSING = re.compile(rb"[=\s]*(\S.*?) in (\d{1,9}(?:\.\d+)?)s(?: \([^)]*\))?[=\s]*")
+_CLOSING = re.compile(rb"[=\s]*+(\S.*?) in (\d{1,9}(?:\.\d+)?)s(?: \([^)]*\))?[=\s]*")
 _PART = re.compile(rb"(\d{1,9}) (\w+(?: \w+)?)")
 _LONG = 4096  # bytes: no closing line is longer
 _FIELDS = {
