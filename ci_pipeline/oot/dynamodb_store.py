@@ -23,7 +23,16 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ci_pipeline.oot.lifecycle import Dispatch, JobState, Status, Step, Transition, decide
 from ci_pipeline.oot.payload import cut
 from ci_pipeline.oot.record import FIELDS, Record, began_at, failed_tests_json
-from ci_pipeline.oot.store import PAGE_BYTES, RATE_WINDOW, Change, ChangePage, StoreUnavailable, in_window, too_many
+from ci_pipeline.oot.store import (
+    PAGE_BYTES,
+    RATE_WINDOW,
+    Change,
+    ChangePage,
+    StoreUnavailable,
+    dispatch_key,
+    in_window,
+    too_many,
+)
 from ci_pipeline.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -120,11 +129,11 @@ class DynamoDBStore:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def register_dispatch(self, dispatch: Dispatch) -> Future[None]:
-        item = self._item(_dispatch_key(dispatch.delivery_id, dispatch.repo), _fields(dispatch))
+        item = self._item(dispatch_key(dispatch), _fields(dispatch))
         return self._submit(lambda: self._client.put_item(TableName=self.lifecycle_table, Item=item) and None)
 
     def claim_dispatch(self, dispatch: Dispatch) -> Future[bool]:
-        key, fields = _dispatch_key(dispatch.delivery_id, dispatch.repo), _fields(dispatch)
+        key, fields = dispatch_key(dispatch), _fields(dispatch)
 
         def work() -> bool:
             known = self._get(key)
@@ -149,7 +158,7 @@ class DynamoDBStore:
         key = f"job {step.job}"
         known = self._get(key)
         state = JobState(*known) if known else None
-        dispatched = None if state else self._get(_dispatch_key(step.delivery_id, step.repo))
+        dispatched = None if state else self._get(dispatch_key(step))
         transition = decide(step, Dispatch(*dispatched) if dispatched else None, state, now)
         if transition is None:
             return None
@@ -332,13 +341,14 @@ class DynamoDBStore:
             shards = self._shards(arn)
             positions = {shard: at for shard, at in positions.items() if shard in shards}
             for shard, parent in shards.items():
+                if _full(changes, limit):
+                    break
                 # A record's changes go on in a child shard when its parent has ended.
                 if positions.get(shard) != _END and (parent not in shards or positions.get(parent) == _END):
                     page, at = self._read_shard(arn, shard, positions.get(shard), limit - len(changes))
                     changes += page
                     positions |= {shard: at} if at else {}
-        more = len(changes) >= limit or _size(changes) >= PAGE_BYTES
-        return ChangePage(tuple(changes), json.dumps(positions, sort_keys=True), more)
+        return ChangePage(tuple(changes), json.dumps(positions, sort_keys=True), _full(changes, limit))
 
     def _shards(self, arn: str) -> dict[str, str]:
         """The parent of each shard, parents first."""
@@ -362,7 +372,7 @@ class DynamoDBStore:
             iterator = self._streams.get_shard_iterator(**where, **begin)["ShardIterator"]
         changes: list[Change] = []
         empty = 0
-        while len(changes) < limit and _size(changes) < PAGE_BYTES and empty < 3:  # an empty page is not yet the end
+        while not _full(changes, limit) and empty < 3:  # an empty page is not yet the end
             page = self._streams.get_records(ShardIterator=iterator, Limit=min(1000, limit - len(changes)))
             for entry in page["Records"]:
                 at = entry["dynamodb"]["SequenceNumber"]
@@ -403,10 +413,6 @@ def _give_up(_: object) -> Any:
     raise StoreUnavailable("too many write the same item")
 
 
-def _dispatch_key(delivery_id: str, repo: str) -> str:
-    return f"dispatch {repo.lower()} {delivery_id}"
-
-
 def _fields(item: JobState | Dispatch) -> list[Any]:
     return [getattr(item, name) for name in item.__slots__]
 
@@ -422,8 +428,10 @@ def _change(item: dict[str, dict[str, str]]) -> Change:
     return Change(record, int(version), float(changed_at), item.get("began_at", {}).get("S", ""))
 
 
-def _size(changes: list[Change]) -> int:
-    return sum(len(str(change.record.get("failed_tests_json", ""))) for change in changes)
+def _full(changes: list[Change], limit: int) -> bool:
+    """Whether these are a page: see `PAGE_BYTES`."""
+    size = sum(len(str(change.record.get("failed_tests_json", ""))) for change in changes)
+    return len(changes) >= limit or size >= PAGE_BYTES
 
 
 def _fitting(record: Record) -> Record:

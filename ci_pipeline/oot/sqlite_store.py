@@ -26,6 +26,7 @@ from ci_pipeline.oot.store import (
     ChangePage,
     Message,
     StoreUnavailable,
+    dispatch_key,
     in_window,
     page_of,
     too_many,
@@ -154,11 +155,11 @@ class SqliteStore:
         self._reader.close()
 
     def register_dispatch(self, dispatch: Dispatch) -> Future[None]:
-        key, expires_at = _dispatch_key(dispatch.delivery_id, dispatch.repo), time.time() + self._state_seconds
-        return self._submit(lambda connection: _put(connection, key, dispatch, expires_at))
+        expires_at = time.time() + self._state_seconds
+        return self._submit(lambda connection: _put(connection, dispatch_key(dispatch), dispatch, expires_at))
 
     def claim_dispatch(self, dispatch: Dispatch) -> Future[bool]:
-        key, expires_at = _dispatch_key(dispatch.delivery_id, dispatch.repo), time.time() + self._state_seconds
+        key, expires_at = dispatch_key(dispatch), time.time() + self._state_seconds
 
         def work(connection: sqlite3.Connection) -> bool:
             known = _get(connection, key, Dispatch)
@@ -175,7 +176,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> Transition | None:
             _count_request(connection, step.repo, rate_limit, now)
             state = _get(connection, f"job {step.job}", JobState)
-            dispatch = None if state else _get(connection, _dispatch_key(step.delivery_id, step.repo), Dispatch)
+            dispatch = None if state else _get(connection, dispatch_key(step), Dispatch)
             transition = decide(step, dispatch, state, now)
             if transition:
                 _put(connection, f"job {step.job}", transition.state, time.time() + self._state_seconds)
@@ -240,14 +241,14 @@ class SqliteStore:
     def changes_after(self, cursor: str, limit: int) -> ChangePage:
         query = "SELECT * FROM oot_workflow_job WHERE sequence > ? ORDER BY sequence LIMIT ?"
         after = int(cursor) if cursor.isdecimal() else 0
-        if self._query("SELECT max(sequence) < ? FROM oot_workflow_job", after)[0][0]:
-            after = 0  # the file is new, or from a backup
         with (
             self._reading(),
             self._one_reads,
             contextlib.closing(self._reader.execute(query, (after, limit))) as found,
         ):
             rows, more = page_of(found, limit, lambda row: row["failed_tests_json"])
+        if not rows and self._query("SELECT max(sequence) < ? FROM oot_workflow_job", after)[0][0]:
+            return self.changes_after("", limit)  # the file is new, or from a backup
         return ChangePage(tuple(map(_change, rows)), str(rows[-1]["sequence"]) if rows else cursor, more)
 
     # --- messages that another service is owed -----------------------------------------------------------------------
@@ -301,10 +302,6 @@ def _add_columns(connection: sqlite3.Connection) -> None:
 
 def _purge(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM lifecycle WHERE expires_at < ?", (time.time(),))
-
-
-def _dispatch_key(delivery_id: str, repo: str) -> str:
-    return f"dispatch {repo.lower()} {delivery_id}"
 
 
 def _get(connection: sqlite3.Connection, key: str, type: type[T]) -> T | None:

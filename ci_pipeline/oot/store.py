@@ -69,6 +69,11 @@ RATE_WINDOW = 60.0
 """Seconds that a rate limit looks back."""
 
 
+def dispatch_key(of: Dispatch | Step) -> str:
+    """What a dispatch is kept under: GitHub's names of repositories do not mind case."""
+    return f"dispatch {of.repo.lower()} {of.delivery_id}"
+
+
 def in_window(at: float, now: float) -> bool:
     """Whether a request counts. One that seems to come later was counted before the clock was set back, or by a clock
     that is ahead."""

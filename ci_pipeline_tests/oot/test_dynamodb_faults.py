@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
 from collections.abc import Iterator
@@ -126,6 +127,18 @@ def test_a_read_that_fails_in_the_middle_of_the_feed_skips_nothing(store: Dynamo
         seen += page.changes
         cursor = page.cursor
     assert [change.record["dynamoKey"] for change in seen] == ["key-0", "key-1", "key-2"]
+
+
+def test_a_page_that_is_full_asks_no_further_shard(store: DynamoDBStore, dynamodb: DynamoDBServer):
+    for n in range(2):
+        store.write({**record(), "dynamoKey": f"key-{n}"}).result()
+    [shard] = json.loads(store.changes_after("", 10).cursor)
+    shards = [{"ShardId": shard}, {"ShardId": f"{shard}-another"}]
+    dynamodb.fail("^DescribeStream$", status=200, body={"StreamDescription": {"Shards": shards}})
+    before = dynamodb.calls("GetShardIterator")
+    page = store.changes_after("", 2)
+    assert (len(page.changes), page.more) == (2, True)
+    assert dynamodb.calls("GetShardIterator") == before + 1
 
 
 @pytest.mark.slow
