@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from asyncio import wrap_future
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +41,6 @@ class Relay:
     rate_limit: int = 60
     token_mode: TokenMode = "optional"
     outbox: Outbox | None = None
-    clock: Callable[[], float] = time.time
     _repository_ids: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _signing_key: str = field(default="", init=False)
 
@@ -52,7 +51,7 @@ class Relay:
             Refused: with the status and the one line that its sender gets.
             StoreUnavailable: nothing was written.
         """
-        now = self.clock()
+        now = time.time()
         callback = read_callback(body)
         identity = await self.verifier.identity(authorization)
         entry = self.allowlist.current().find(identity.repo)
