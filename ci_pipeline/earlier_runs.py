@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ci_pipeline.analysis.run_diff import TestKey
-from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
+from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome, TestKey
 from ci_pipeline.sources import SourceError
 from ci_pipeline.sources.github_json import run_from, run_payload
 from ci_pipeline.warehouse import WarehouseError, history

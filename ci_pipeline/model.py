@@ -18,6 +18,12 @@ Outcome = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed", 
 RED: frozenset[Outcome] = frozenset(("failed", "error"))
 """The outcomes that a report must never lose."""
 
+NO_DEVICE = "unclassified"
+"""The device of artifacts whose name has no machine, in the Result Structure."""
+
+TestKey = tuple[str, str, str]
+"""A test of a test job: `(matrix_entry, device, node_id)`."""
+
 
 # --- what CI leaves behind ------------------------------------------------------------------------------------------
 
@@ -111,6 +117,10 @@ class ArtifactName:
     test_job: str
     matrix_entry: str = ""
     postfix: str = ""
+
+    def problem(self, reason: str) -> Problem:
+        """What was not seen of this artifact."""
+        return Problem(self.name, reason, self.device, self.test_job, self.matrix_entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +229,16 @@ class RunDiffRow(NamedTuple):
 class EarlierRun:
     """What is known of a run that this one is compared with.
 
-    `failures`: trace by (matrix_entry, device, node_id). `outcomes` also holds the tests that did not fail; it is None
+    `failures`: the traces. `outcomes` also holds the tests that did not fail; it is None
     where only the failures are known (an uploaded `<category>_results.json` has no others). `has_errors`: whether tests
     with errors are among the failures (older reporters left them out).
     """
 
     run: CiRun
     label: str  # "previous run", "Nvidia CI run"
-    failures: Mapping[tuple[str, str, str], str]
-    outcomes: Mapping[tuple[str, str, str], Outcome] | None = None
-    since: Mapping[tuple[str, str, str], tuple[int, datetime | None]] = field(default_factory=dict)
+    failures: Mapping[TestKey, str]
+    outcomes: Mapping[TestKey, Outcome] | None = None
+    since: Mapping[TestKey, tuple[int, datetime | None]] = field(default_factory=dict)
     has_errors: bool = True
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from ci_pipeline import notify
-from ci_pipeline.model import Failure, JobResult
+from ci_pipeline.model import Failure, JobResult, TestKey
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish import hub_files, slack_classic
 from ci_pipeline.publish.slack import SlackClient
-from ci_pipeline.publish.slack_classic import Block, ClassicReport, Compared, Where, prepare_reports
+from ci_pipeline.publish.slack_classic import Block, ClassicReport, Compared, prepare_reports
 from ci_pipeline.publish.thread import SlackMessage
 from ci_pipeline.reports.artifacts import parse_artifact_name
 from ci_pipeline.reports.closing_line import parse_closing_line
@@ -203,10 +203,10 @@ class Message:
         return Compared(int(run_id or 0), label, new)
 
 
-def _failures_in(artifacts: Artifacts) -> set[Where] | None:
+def _failures_in(artifacts: Artifacts) -> set[TestKey] | None:
     """The failing tests that the results files of artifacts name; None where there are no results."""
     tests = {name: test for test, name in test_to_result_name.items()}
-    known: set[Where] | None = None
+    known: set[TestKey] | None = None
     for files in artifacts.values():
         for name, text in files.items():
             result_name, is_results, _ = name.removesuffix(".json").rpartition("_results")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ci_pipeline.analysis.job_results import job_report, warnings_link
 from ci_pipeline.analysis.previous import previous_run, reference_run
-from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestReport
+from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestKey, TestReport
 from ci_pipeline.publish import hub_files, slack_classic
 from ci_pipeline.publish.mrkdwn import escape, link
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
@@ -354,7 +354,7 @@ def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Pa
     return EarlierRun(run, label, results.failures, has_errors=results.has_errors)
 
 
-def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[slack_classic.Where, Outcome]:
+def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[TestKey, Outcome]:
     """How every test of an earlier run ended, from its own artifacts."""
     into = scratch / f"{run.run_id}-artifacts"
 

@@ -8,14 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ci_pipeline.model import CiJob, CiRun, EarlierRun, Failure, JobReport, JobResult, Problem, TestReport
+from ci_pipeline.model import NO_DEVICE, CiJob, CiRun, EarlierRun, Failure, JobReport, JobResult, Problem, TestReport
 from ci_pipeline.reports.artifacts import matrix_entry, parse_artifact_name
 
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
-
-UNCLASSIFIED = "unclassified"
-"""The device of artifacts whose name has no machine."""
 
 _ANNOUNCEMENT = "Test suite reports artifacts: "
 _CAPTURED_STEP = "Captured information"
@@ -106,7 +103,7 @@ def _result(
     failures: dict[str, list[Failure]] = {}
     links: dict[str, str] = {}
     for report in reports:
-        device = report.artifact.device or UNCLASSIFIED
+        device = report.artifact.device or NO_DEVICE
         # A test that failed and whose teardown broke as well is one failing test.
         lines = {o.node_id: o.trace for o in reversed(report.outcomes) if o.outcome in ("failed", "error")}
         if lines:
@@ -133,7 +130,7 @@ def _matrix_result(
     failed = {category: _devices(reports, profile) for category in profile.categories}
     captured: dict[str, str] = {}
     for report in reports:
-        device = report.artifact.device or UNCLASSIFIED
+        device = report.artifact.device or NO_DEVICE
         named = 0
         for outcome in report.outcomes:
             if outcome.outcome == "failed":
@@ -157,13 +154,13 @@ def _failed_by_device(reports: Sequence[TestReport], profile: Profile) -> dict[s
     failed = _devices(reports, profile)
     for report in reports:
         named = sum(outcome.outcome == "failed" for outcome in report.outcomes)
-        failed[report.artifact.device or UNCLASSIFIED] += report.counts.failed if report.counts else named
+        failed[report.artifact.device or NO_DEVICE] += report.counts.failed if report.counts else named
     return failed
 
 
 def _devices(reports: Sequence[TestReport], profile: Profile) -> dict[str, int]:
     seen = (report.artifact.device for report in reports if report.artifact.device)
-    return dict.fromkeys((UNCLASSIFIED, *profile.devices, *seen), 0)
+    return dict.fromkeys((NO_DEVICE, *profile.devices, *seen), 0)
 
 
 # --- what is missing ------------------------------------------------------------------------------------------------
@@ -200,9 +197,7 @@ def _missing(
     found: list[Problem] = []
     for problem in problems:
         if artifact := parse_artifact_name(problem.subject, profile):
-            problem = Problem(
-                problem.subject, problem.reason, artifact.device, artifact.test_job, artifact.matrix_entry
-            )
+            problem = artifact.problem(problem.reason)
         if problem.test_job in ("", test_job):
             found.append(problem)
     found += [problem for report in reports for problem in report.problems]
@@ -216,8 +211,7 @@ def _missing(
         if artifact and artifact.test_job == test_job:
             # A pytest that is interrupted ends its report as if these were all tests.
             lacks = "perhaps not all tests ran" if name in there else "no artifact"
-            reason = f"{lacks}: its CI job {_ended(job)}"
-            found.append(Problem(name, reason, artifact.device, test_job, artifact.matrix_entry))
+            found.append(artifact.problem(f"{lacks}: its CI job {_ended(job)}"))
 
     uploading = {job.id for job in announced.values()}
     silent: defaultdict[str, list[CiJob]] = defaultdict(list)

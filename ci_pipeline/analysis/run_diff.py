@@ -10,10 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from ci_pipeline.model import RED, Change, EarlierRun, Outcome, RunDiffRow, TestOutcome, TestReport
-
-TestKey = tuple[str, str, str]
-"""`(matrix_entry, device, node_id)`."""
+from ci_pipeline.model import RED, Change, EarlierRun, Outcome, RunDiffRow, TestKey, TestOutcome, TestReport
 
 _LINE = re.compile(r"\(line \d+\)\s+")
 _KIND = re.compile(r"(?:\(subprocess\) )?(?:([A-Za-z_][\w.]*)(?:: |:?$)(.*)|(assert\b.*))", re.DOTALL)

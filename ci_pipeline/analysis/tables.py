@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ci_pipeline.analysis.job_results import UNCLASSIFIED
-from ci_pipeline.model import CiRun, Counts, JobReport, RunDiffRow, TestReport
+from ci_pipeline.model import NO_DEVICE, CiRun, Counts, JobReport, RunDiffRow, TestReport
 from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key, where
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def test_job_result_table(run: CiRun, reports: Sequence[JobReport]) -> pa.Table:
                     "seconds": sum(count.seconds for count in counts),
                     "complete": not reasons[entry, device],
                     "reason": "; ".join(reasons[entry, device]),
-                    "job_url": result.get("job_link", {}).get(device or UNCLASSIFIED, ""),
+                    "job_url": result.get("job_link", {}).get(device or NO_DEVICE, ""),
                 }
             )
     return _table(run, rows, TEST_JOB_RESULT)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from ci_pipeline.publish.slack_classic import NO_DEVICE, ClassicReport, Where, classic_report
+from ci_pipeline.model import NO_DEVICE, TestKey
+from ci_pipeline.publish.slack_classic import ClassicReport, classic_report
 
 if TYPE_CHECKING:
     from ci_pipeline.model import CiRun, EarlierRun, JobReport, TestReport
@@ -94,7 +95,7 @@ def _json(content: Any) -> bytes:
     return compact if len(compact) > READABLE else to_json(content, indent=4)
 
 
-def failures_by_module(failures: Sequence[Where], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:
+def failures_by_module(failures: Sequence[TestKey], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:
     """Node ids by tested module and device: `{"bert": {"single-gpu": [...], "multi-gpu": [...]}}`.
 
     The module is the folder of the test: `tests/models/bert/test_x.py::t` tests `bert`, `examples/test_x.py::t`
@@ -158,14 +159,11 @@ def errors_of(reports: Sequence[TestReport]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class EarlierResults:
-    """What the `ci_results_<job>` folder of an earlier run says: trace by (matrix entry, device, node id).
+    """What the `ci_results_<job>` folder of an earlier run says; `failures` and `has_errors` as in `EarlierRun`."""
 
-    `has_errors`: whether tests with errors are among them.
-    """
-
-    failures: Mapping[Where, str] = field(default_factory=dict[Where, str])
-    has_errors: bool = True
-    model_table: str = ""
+    failures: Mapping[TestKey, str]
+    has_errors: bool
+    model_table: str
 
 
 class NoResults(ValueError):
@@ -202,8 +200,8 @@ def comparable(earlier: EarlierRun, reports: Iterable[TestReport]) -> EarlierRun
     """
     failures = earlier.failures
     cut = {where for where in failures if where[2].count("[") > where[2].count("]")}
-    known: dict[Where, str] = {}
-    completed: set[Where] = set()
+    known: dict[TestKey, str] = {}
+    completed: set[TestKey] = set()
     if cut or not earlier.has_errors:
         for report in reports:
             failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
@@ -223,9 +221,9 @@ def comparable(earlier: EarlierRun, reports: Iterable[TestReport]) -> EarlierRun
     )
 
 
-def failures_of(results: Mapping[str, Any]) -> dict[Where, str]:
+def failures_of(results: Mapping[str, Any]) -> dict[TestKey, str]:
     """The failing tests of job results, by whatever of other people's JSON has that shape."""
-    found: dict[Where, str] = {}
+    found: dict[TestKey, str] = {}
     entries = {"": results} if "failures" in results else results
     for entry, result in entries.items():
         by_device = result.get("failures") if isinstance(result, dict) else None

@@ -14,16 +14,15 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ci_pipeline.model import NO_DEVICE
 from ci_pipeline.publish.mrkdwn import clip, escape, link
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
 
 if TYPE_CHECKING:
-    from ci_pipeline.model import Change, EarlierRun, Failure, JobReport, JobResult, Problem
+    from ci_pipeline.model import Change, EarlierRun, Failure, JobReport, JobResult, Problem, TestKey
     from ci_pipeline.profile import Profile, TestJob
 
 Block = dict[str, Any]
-Where = tuple[str, str, str]
-"""A failing test: its matrix entry, its device, its node id."""
 
 TRUNCATED = "[Truncated]"
 HEADER_LIMIT = 150
@@ -32,9 +31,6 @@ ENTRIES_LIMIT = SECTION_LIMIT - len(TRUNCATED)
 BLOCKS_LIMIT = 50
 NAME_LIMIT = 1200
 """Of a list's first entry at least the beginning is shown: a longer node id would leave no room for its trace."""
-
-NO_DEVICE = "unclassified"
-"""The device of artifacts whose name has none, in `failed` of the Result Structure."""
 
 
 # --- text that fits -------------------------------------------------------------------------------------------------
@@ -138,7 +134,7 @@ class Compared:
 
     run_id: int
     label: str
-    failures: Sequence[Where] = ()
+    failures: Sequence[TestKey] = ()
     file: str = ""  # of the report: the whole list, without its suffix
 
 
@@ -371,7 +367,7 @@ class ClassicReport:
             f": {link(f'{runs}/{run_id}', str(run_id))}" if run_id else ""
         )
 
-    def failure_list(self, failures: Sequence[Where], *, to_truncate: bool = True) -> str:
+    def failure_list(self, failures: Sequence[TestKey], *, to_truncate: bool = True) -> str:
         """Failing tests, each with the jobs it fails in, one paragraph per test; as mrkdwn, or whole for a file."""
         devices: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for entry, device, node_id in failures:
@@ -507,7 +503,7 @@ def classic_report(
     return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
 
 
-def in_order(failures: Iterable[Where], profile: Profile) -> list[Where]:
+def in_order(failures: Iterable[TestKey], profile: Profile) -> list[TestKey]:
     """By matrix entry, then by device as the profile lists them, then as they are."""
     devices = {device: order for order, device in enumerate(profile.devices)}
     return sorted(failures, key=lambda where: (where[0], devices.get(where[1], len(devices))))

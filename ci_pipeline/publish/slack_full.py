@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ci_pipeline.model import RED, CiRun, EarlierRun, JobReport, RunDiffRow
+from ci_pipeline.model import RED, CiRun, EarlierRun, JobReport, RunDiffRow, TestKey
 from ci_pipeline.publish.mrkdwn import clip, code, escape, link, url_of
 from ci_pipeline.publish.thread import SlackFile, SlackMessage, SlackThread
 
@@ -146,8 +146,8 @@ class _Thread:
     def failing(self) -> list[Failing]:
         """Each failing test and device once: new ones first, then as the reports name them."""
         previous = self.report.previous.run.run_id if self.report.previous else None
-        rows: dict[tuple[str, str, str], RunDiffRow] = {}
-        unique: set[tuple[str, str, str]] = set()
+        rows: dict[TestKey, RunDiffRow] = {}
+        unique: set[TestKey] = set()
         for row in self.report.diff:
             if row.change == "unique_failure":
                 unique.add(row[1:4])
@@ -159,7 +159,7 @@ class _Thread:
         def kind_of(trace: str) -> tuple[str, str]:
             return kind(_line_and_error(trace)[1][:1000])
 
-        found: dict[tuple[str, str, str], Failing] = {}
+        found: dict[TestKey, Failing] = {}
         for test_report in self.report.reports:
             entry, device = test_report.artifact.matrix_entry, test_report.artifact.device
             for node_id, outcome, _, trace, _ in test_report.outcomes:

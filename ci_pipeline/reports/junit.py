@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException, DTDForbidden
 from defusedxml.ElementTree import iterparse
 
-from ci_pipeline.model import RED, ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
+from ci_pipeline.model import RED, ArtifactName, Counts, Outcome, TestOutcome, TestReport
 
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused."""
@@ -101,8 +101,8 @@ def read_junit_folder(
     # Parametrised tests of Surefire share a name: each failing name is listed once.
     red = {(o.node_id, o.outcome): o for o in reversed(outcomes) if o.outcome in RED}
     listed = outcomes if every_outcome else list(red.values())[::-1]
-    problems = (Problem(artifact.name, "; ".join(reasons), artifact.device, artifact.test_job, artifact.matrix_entry),)
-    return TestReport(artifact, counts, tuple(listed), problems=problems if reasons else ())
+    problems = (artifact.problem("; ".join(reasons)),) if reasons else ()
+    return TestReport(artifact, counts, tuple(listed), problems=problems)
 
 
 def _seconds(element: Element) -> float | None:
@@ -159,11 +159,8 @@ def _message(child: Element) -> str:
     text = (child.text or "").strip("\n")
     message = child.get("message") or ""
     kind = child.get("type") or ""
-    if message in (
-        "",
-        "Failed",
-        "collection failure",
-    ):  # of go-junit-report, of pytest: nothing that the tag does not say
+    # "Failed" of go-junit-report and "collection failure" of pytest say nothing that the tag does not say.
+    if message in ("", "Failed", "collection failure"):
         exception = _EXCEPTION.search(text)
         message = exception[1] if exception else text.strip()
     elif failed_on := _FAILED_ON.fullmatch(message):

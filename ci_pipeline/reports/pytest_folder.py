@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ci_pipeline.model import ArtifactName, Counts, Outcome, Problem, TestOutcome, TestReport
+from ci_pipeline.model import ArtifactName, Counts, Outcome, TestOutcome, TestReport
 from ci_pipeline.reports.closing_line import parse_closing_line
 from ci_pipeline.reports.summary import Crash, Entry, failed_lines, lines_of, outside_child_sessions, without_ghosts
 from ci_pipeline.reports.traces import crash_lines, headlines, traces
@@ -77,7 +77,7 @@ def read_pytest_folder(
     folder = _Folder(path, names)
     if "stats.txt" not in folder.names and "summary_short.txt" not in folder.names:
         reason = "the artifact holds no report: the job was killed, or its report was lost"
-        return TestReport(artifact, None, problems=(_problem(artifact, [reason]),))
+        return TestReport(artifact, None, problems=(artifact.problem(reason),))
     stats = folder.read("stats", needed=True)
     counts = parse_closing_line(stats)
     if stats.strip() and counts is None:
@@ -98,12 +98,8 @@ def read_pytest_folder(
     captured = folder.read("captured_info").decode(errors="replace")
     if counts is None:
         folder.problems[:1] = [f"pytest was killed, or its totals were lost: {folder.problems[0]}"]
-    problems = (_problem(artifact, folder.problems),) if folder.problems else ()
+    problems = (artifact.problem("; ".join(folder.problems)),) if folder.problems else ()
     return TestReport(artifact, counts, tuple(outcomes), captured, problems)
-
-
-def _problem(artifact: ArtifactName, reasons: Sequence[str]) -> Problem:
-    return Problem(artifact.name, "; ".join(reasons), artifact.device, artifact.test_job, artifact.matrix_entry)
 
 
 def _red(

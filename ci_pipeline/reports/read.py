@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ci_pipeline.model import ArtifactName, Problem, TestReport
+from ci_pipeline.model import ArtifactName, TestReport
 from ci_pipeline.reports.pytest_folder import read_pytest_folder
 
 _PYTEST = frozenset(("stats.txt", "summary_short.txt"))
@@ -21,13 +21,7 @@ def read_report(folder: Path | str, artifact: ArtifactName, *, every_outcome: bo
     try:
         names = os.listdir(folder)
     except OSError as error:
-        problem = Problem(
-            artifact.name,
-            f"the artifact cannot be read: {error.strerror}",
-            artifact.device,
-            artifact.test_job,
-            artifact.matrix_entry,
-        )
+        problem = artifact.problem(f"the artifact cannot be read: {error.strerror}")
         return TestReport(artifact, None, problems=(problem,))
     if not _PYTEST.intersection(names):
         below = [(path, files) for path, _, files in os.walk(folder)]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ci_pipeline.model import ArtifactName, CiRun, Counts, Problem, TestOutcome, TestReport
+from ci_pipeline.model import ArtifactName, CiRun, Counts, TestOutcome, TestReport
 from ci_pipeline.tables import TEST_OUTCOME, TEST_REPORT, run_key
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ def reports_from_tables(test_reports: pa.Table, test_outcomes: pa.Table) -> list
         counts = Counts(**{name: row[name] for name in _COUNTS}) if row["complete"] else None
         # Two machines of one device without a postfix: the first has the outcomes of both.
         own = outcomes.pop(tuple(row[name] for name in _KEY), [])
-        problems = tuple(
-            Problem(artifact.name, reason, artifact.device, artifact.test_job, artifact.matrix_entry)
-            for reason in row["problems"]
-        )
+        problems = tuple(map(artifact.problem, row["problems"]))
         reports.append(TestReport(artifact, counts, tuple(own), row["captured_info"], problems))
     return reports
 

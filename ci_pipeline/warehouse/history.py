@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome
+from ci_pipeline.model import RED, CiRun, EarlierRun, Outcome, TestKey
 from ci_pipeline.warehouse.client import ask
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def earlier_run(client: Client, run: CiRun, test_job: str, label: str) -> Earlie
     tests = list(zip(entries, devices, node_ids, strict=True))
     failures = {test: trace for test, outcome, trace in zip(tests, outcomes, traces, strict=True) if outcome in RED}
     # A test that ended twice has failed: its failures come last.
-    known = cast(dict[tuple[str, str, str], Outcome], dict(zip(tests, outcomes, strict=True)))
-    since: dict[tuple[str, str, str], tuple[int, datetime | None]] = {
+    known = cast(dict[TestKey, Outcome], dict(zip(tests, outcomes, strict=True)))
+    since: dict[TestKey, tuple[int, datetime | None]] = {
         (row["matrix_entry"], row["device"], row["node_id"]): (row["since_run_id"], row["since"])
         for row in ask(client, "run_changes", **key).named_results()
         if row["change"] in ("still_failing", "changed_error")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci_pipeline.analysis.run_diff import TestKey, run_diff
+from ci_pipeline.analysis.run_diff import run_diff
 from ci_pipeline.model import (
     RED,
     ArtifactName,
@@ -17,6 +17,7 @@ from ci_pipeline.model import (
     Outcome,
     Problem,
     RunDiffRow,
+    TestKey,
     TestOutcome,
     TestReport,
 )
