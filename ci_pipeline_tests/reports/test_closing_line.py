@@ -25,6 +25,7 @@ from ci_pipeline.reports.closing_line import parse_closing_line
         ("==== 4 passed, 2 subtests failed in 2.04s ====", Counts(4, 2, seconds=2.04)),
         ("= 1 failed, 1 passed, 1 skipped, 1 xfailed, 1 xpassed in 3.00s =", Counts(1, 1, 0, 1, 1, 1, seconds=3.0)),
         ("==== 12 tests collected in 0.01s ====", Counts(seconds=0.01)),
+        ("==== 2/3 tests collected (1 deselected) in 0.01s ====", Counts(seconds=0.01)),
         ("==== no tests collected, 1 error in 0.20s ====", Counts(errors=1, seconds=0.2)),
         ("==== 2 passed, 1 flaky in 0.20s ====", Counts(2, seconds=0.2)),  # a plugin's word
     ],
@@ -38,12 +39,16 @@ def test_every_form_of_the_closing_line_is_read(line: str, counts: Counts) -> No
     "text",
     [
         *("", "\n", "=====", "== 3 failed, 25 pas", "== 3 failed, 2 passed ==", "we waited in 3s", "5 in 3s"),
-        *("1 passed in 1.2.3s", "9" * 5000 + " passed in 1.00s", "== 1 passed in " * 100_000),
+        *("1 passed in 3s, then it hung", "3 failed (again) in 1.00s", "1 passed in 1.2.3s", "9" * 5000 + " passed in 1.00s", "== 1 passed in " * 100_000),
     ],
     ids=lambda text: text[:20],
 )
 def test_what_is_no_closing_line_is_no_total(text: str) -> None:
     assert parse_closing_line(text.encode()) is None
+
+
+def test_the_last_of_several_closing_lines_counts() -> None:
+    assert parse_closing_line(b"== 1 failed in 0.10s ==\n== 3 passed in 1.00s ==\n") == Counts(3, seconds=1.0)
 
 
 @given(
