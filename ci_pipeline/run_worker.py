@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 PROCESS = "ci_pipeline/process"
 """Tag of Dagster runs: the process that does it, as `identity` writes it."""
@@ -30,45 +30,33 @@ def main() -> None:
 
     What goes out is a line for each process that ended: the run's id and, after a space, the exit code.
     """
-    runs: dict[int, str] = {}  # ids by process
-
-    def tell_ended(*_: object) -> None:
-        with suppress(ChildProcessError):  # none is left
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                os.write(1, f"{runs.pop(ended[0])} {os.waitstatus_to_exitcode(ended[1])}\n".encode())
-
-    # By then it has threads of OpenBLAS and jemalloc, which expect to be copied.
+    # The threads by then, of OpenBLAS, jemalloc and `_tell_end`, hold nothing that a copy of this process needs.
     warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)
-    try:
+    with suppress(KeyboardInterrupt):  # at a terminal, Ctrl-C reaches the daemon too
         for name in LIBRARIES:
             import_module(name)
-        signal.signal(signal.SIGCHLD, tell_ended)
         for line in sys.stdin:  # until the daemon ends
             run_id, _, arguments = line.partition(" ")
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # nothing ends before its id is known
             if not (process := os.fork()):
+                _execute(run_id, arguments)
                 break
-            runs[process] = run_id
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        else:
-            return
-    except KeyboardInterrupt:
-        return
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    _execute(run_id, arguments)
+            Thread(target=_tell_end, args=(run_id, process), daemon=True).start()
+
+
+def _tell_end(run_id: str, process: int) -> None:
+    _, status = os.waitpid(process, 0)
+    os.write(1, f"{run_id} {os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def _execute(run_id: str, arguments: str) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     from dagster._cli import cli
-    from dagster._core.instance import DagsterInstance
+    from dagster._cli.utils import get_instance_for_cli
     from dagster._grpc.types import ExecuteRunArgs
     from dagster._serdes import deserialize_value
 
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    ref = deserialize_value(arguments, ExecuteRunArgs).instance_ref
-    with DagsterInstance.from_ref(ref) if ref else DagsterInstance.get() as instance:
+    with get_instance_for_cli(deserialize_value(arguments, ExecuteRunArgs).instance_ref) as instance:
         instance.add_run_tags(run_id, {PROCESS: identity(os.getpid())})
     cli(["api", "execute_run", arguments])
 

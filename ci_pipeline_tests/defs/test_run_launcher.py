@@ -141,6 +141,14 @@ def test_a_run_that_somebody_stops_is_canceled(instance: dg.DagsterInstance) -> 
     assert run(instance, run_id).status == dg.DagsterRunStatus.CANCELED
 
 
+@pytest.mark.slow
+def test_a_run_that_somebody_stops_before_it_has_a_process_is_canceled(instance: dg.DagsterInstance) -> None:
+    run_id = launch(instance)
+    assert not instance.run_launcher.terminate(run_id)
+    wait_for(lambda: run(instance, run_id).is_finished)
+    assert run(instance, run_id).status == dg.DagsterRunStatus.CANCELED
+
+
 def test_a_run_is_gone_with_its_process_also_when_the_number_is_used_again(instance: dg.DagsterInstance) -> None:
     def health(**tags: str) -> WorkerStatus:
         run = instance.create_run_for_job(waiting, tags=tags, status=dg.DagsterRunStatus.STARTED)
