@@ -120,6 +120,7 @@ def test_the_same_error_with_other_numbers_is_still_failing(before: str, now: st
         ("AssertionError: Lists differ", "AssertionError: Tensor-likes are not close!"),
         ("(line 3)  assert a == b", "(line 3)  ValueError: x"),
         ("Failed: Timeout >300.0s", "AssertionError"),
+        ("ValueError: no such key", "ValueError: no such keyring"),
     ],
 )
 def test_another_error_than_before_is_a_changed_error(before: str, now: str) -> None:
@@ -192,6 +193,11 @@ def test_a_skip_that_only_moved_explains_nothing() -> None:
     before = earlier({A: "x"}, {B: "passed", f"{FILE}:10": "skipped"})
     report = a_report((B, "passed"), (f"{FILE}:12", "skipped"))
     assert changes(run_diff(JOB, [report], before, ())) == {A: "vanished"}
+
+
+def test_without_the_earlier_skips_nobody_knows_which_are_new() -> None:
+    report = a_report((B, "passed"), (f"{FILE}:12", "skipped"))
+    assert changes(run_diff(JOB, [report], earlier({A: "x"}), ())) == {A: "vanished"}
 
 
 def test_failures_that_another_vendor_does_not_have_are_unique() -> None:
