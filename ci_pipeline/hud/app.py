@@ -75,9 +75,9 @@ def create_app(
     profile: Profile,
     *,
     relay: OotSettings | None = None,
-    routers: Sequence[APIRouter] = (callbacks, results),
+    routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """The application of one deployment; with `relay`, that of out-of-tree CI too: these `routers` of it.
+    """The application of one deployment; with `relay` and `routers`, that of out-of-tree CI too.
 
     Without a warehouse it starts all the same, and says what is missing.
     """
@@ -104,7 +104,7 @@ def create_app(
     app.include_router(oot_router(services, pages, oncalls))
     app.state.metrics = Metrics(services)
     app.include_router(app.state.metrics.router())
-    for router in routers if relay else ():
+    for router in routers:
         app.include_router(router)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

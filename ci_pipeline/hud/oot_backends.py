@@ -74,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Backend:
-    """How the jobs of one repository did; durations and queue times in seconds. `trend` has a step for all times."""
+    """How the jobs of one repository did; durations and queue times in seconds. `trend` has every hour or day."""
 
     downstream_repo: str
     level: str
@@ -263,7 +263,8 @@ class OotBackends:
                 return None
             found = commits(rows[:COMMITS], oot.jobs(client, rows[:COMMITS]))
             arrived, backends = health()
-        backend = backends[0] if backends else Backend(repo, _level(found), Tally(), None, None, None, [])
+        level = found[0].level if found else ""
+        backend = backends[0] if backends else Backend(repo, level, Tally(), None, None, None, [])
         columns = sorted({(cell.newest.workflow_name, cell.newest.job_name) for row in found for cell in row.cells})
         oncalls, more = self._oncalls(repo), len(rows) > COMMITS
         return BackendPage(days, view, arrived, _stale(arrived), oncalls, backend, columns, found, page, more)
@@ -483,7 +484,3 @@ def _worst_first(backend: Backend) -> tuple[float, str]:
 
 def _stale(arrived: datetime | None) -> bool:
     return arrived is not None and datetime.now(UTC) - arrived > STALE_AFTER
-
-
-def _level(found: Sequence[Commit]) -> str:
-    return found[0].level if found else ""

@@ -525,13 +525,12 @@ def test_readyz_asks_the_warehouse(sampled: TestClient, tmp_path: Path) -> None:
 def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
     put(warehouse, job())
     (tmp_path / "allowlist.yml").write_text("L2: [org/backend]\n")
-    environment = {
-        "CI_PIPELINE_HOME": tmp_path,
-        "CI_PIPELINE_WAREHOUSE_URL": warehouse_url,
-        "CI_PIPELINE_OOT_ALLOWLIST": str(tmp_path / "allowlist.yml"),
-    }
-    app = create_app(load_settings(**environment), load_profile("transformers"), relay=load_oot_settings(**environment))
-    with TestClient(app.state.metrics.measured(app), base_url="http://127.0.0.1") as client:
+    settings = load_oot_settings(
+        CI_PIPELINE_HOME=tmp_path,
+        CI_PIPELINE_WAREHOUSE_URL=warehouse_url,
+        CI_PIPELINE_OOT_ALLOWLIST=str(tmp_path / "allowlist.yml"),
+    )
+    with TestClient(create_server(settings, load_profile("transformers")), base_url="http://127.0.0.1") as client:
         assert client.post("/github/callback", json={}).status_code == 401
         assert client.post("/api/oot/results", json={}).status_code == 401
         assert client.get("/readyz").status_code == 200

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ci_pipeline.hud.app import create_app
@@ -20,6 +16,7 @@ from ci_pipeline.settings import load_settings
 from ci_pipeline.warehouse.client import connect, migrate
 from ci_pipeline.warehouse.embedded import Embedded
 from ci_pipeline_tests.hud.oot_rows import HOSTILE, job, put
+from ci_pipeline_tests.servers.application import serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,18 +93,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedded)
     )
     put(client, *(job("org/wide", job_name=f"{'long words ' * 12}{n}", pr_author="x" * 39) for n in range(30)))
     settings = load_settings(CI_PIPELINE_HOME=tmp_path_factory.mktemp("home"), CI_PIPELINE_WAREHOUSE_URL=url)
-    app = create_app(settings, load_profile("transformers"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 30
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    with serving(create_app(settings, load_profile("transformers"))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import yaml
 
 from ci_pipeline.hud.relay import create_relay
@@ -23,6 +22,7 @@ from ci_pipeline.oot.lifecycle import Dispatch
 from ci_pipeline.oot.relay import Relay
 from ci_pipeline.settings import OotSettings
 from ci_pipeline_tests.oot.conftest import callback
+from ci_pipeline_tests.servers.application import serving
 from ci_pipeline_tests.servers.base import Request, Response, Server
 from ci_pipeline_tests.servers.oidc import OidcServer
 
@@ -52,17 +52,10 @@ class IdentityServer(Server):
 def relay(settings: OotSettings) -> Iterator[tuple[str, Relay]]:
     """The relay's address and the relay; `delivery-1` was dispatched."""
     app = create_relay(settings, "org/upstream")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    relay: Relay = app.state.relay
-    relay.store.register_dispatch(Dispatch("delivery-1", "org/backend", 1000.0, 7, "a" * 40)).result()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/github/callback", relay
-    server.should_exit = True
-    thread.join(timeout=10)
+    with serving(app) as url:
+        relay: Relay = app.state.relay
+        relay.store.register_dispatch(Dispatch("delivery-1", "org/backend", 1000.0, 7, "a" * 40)).result()
+        yield f"{url}/github/callback", relay
 
 
 @pytest.fixture

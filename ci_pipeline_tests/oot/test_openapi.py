@@ -6,21 +6,18 @@ import hashlib
 import hmac
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ci_pipeline.hud.app import create_server
 from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import OotSettings
+from ci_pipeline_tests.servers.application import serving
 from ci_pipeline_tests.servers.github_app import GitHubAppServer
 from ci_pipeline_tests.servers.oidc import OidcServer
 
@@ -49,20 +46,6 @@ def signing(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
 
     return serve
-
-
-@contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture
