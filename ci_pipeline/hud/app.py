@@ -216,7 +216,7 @@ def templates(settings: Settings, profile: Profile) -> Jinja2Templates:
 
     def dagster_url(run: CiRun) -> str:
         base = settings.dagster_url.rstrip("/")
-        return f"{base}/assets/slack_report?partition={quote(run.key)}" if base else ""
+        return f"{base}/assets/slack_report?view=partitions&partition={quote(run.key)}" if base else ""
 
     def history_url(node_id: str) -> str:
         return f"/history?test={quote(node_id, safe='')}"

@@ -77,6 +77,11 @@ def test_the_newest_run_is_first(client: TestClient) -> None:
     assert places == sorted(places)
 
 
+def test_a_run_leads_to_its_own_partition_in_dagster(client: TestClient) -> None:
+    address = f"http://127.0.0.1:3000/assets/slack_report?view=partitions&amp;partition={SECOND}-1"
+    assert f'href="{address}"' in client.get(f"/runs/{SECOND}").text
+
+
 def test_without_a_run_to_compare_with_nothing_is_said_to_be_new_or_not(client: TestClient) -> None:
     amd = text(client.get("/").text.partition(f'href="/runs/{SECOND}"')[0])
     assert "Models 28 – – – – 118 8 all 8" in amd
