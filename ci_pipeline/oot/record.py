@@ -52,7 +52,6 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
     """The record that a callback sets. Identity, level and times come from `trusted` alone."""
     workflow, about = callback.workflow, callback.about
     repo = trusted.verified_repo
-    completed = workflow.status == "completed"
     record: dict[str, Any] = {
         "dynamoKey": f"{repo}/{callback.delivery_id}/{workflow.name}/{workflow.job_name}/{workflow.check_run_id}",
         "status": workflow.status,
@@ -76,7 +75,7 @@ def flatten(trusted: Trusted, callback: Callback, upstream: str) -> Record:
         "environment": _environment(workflow.environment),
         "failed_tests_json": _failed_tests(workflow.failed_tests),
     }
-    if completed:
+    if workflow.status == "completed":
         record |= {"conclusion": workflow.conclusion, "completed_at": workflow.completed_at or None}
         record |= _counts(workflow.test_results)
     return {name: value for name, value in record.items() if value is not None}
@@ -94,12 +93,11 @@ def step(callback: Callback, record: Record) -> Step:
     repo = str(record["downstream_repo"])
     # Its sender's retry is the same story even if the allowlist's level changed in between.
     content = json.dumps({**record, "downstream_repo_level": ""}, sort_keys=True)
-    execution = (callback.delivery_id, repo, workflow.run_id, workflow.run_attempt)
-    execution += (workflow.job_name, workflow.check_run_id)
+    run = (callback.delivery_id, repo, workflow.run_id, workflow.run_attempt)
     return Step(
         delivery_id=callback.delivery_id,
         repo=repo,
-        job=json.dumps(execution, ensure_ascii=False),
+        job=json.dumps([*run, workflow.job_name, workflow.check_run_id], ensure_ascii=False),
         status=workflow.status,
         digest=hashlib.sha256(content.encode()).hexdigest(),
         dynamo_key=str(record["dynamoKey"]),
@@ -146,10 +144,8 @@ def _environment(environment: dict[str, Any] | None) -> str | None:
     kept: dict[str, Any] = {}
     for name, value in environment.items():
         entry = {name: cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 256)}
-        if (
-            len(json.dumps({**kept, **entry, "cut": len(environment)}, ensure_ascii=False).encode())
-            > _ENVIRONMENT_BYTES
-        ):
+        text = json.dumps({**kept, **entry, "cut": len(environment)}, ensure_ascii=False)
+        if len(text.encode()) > _ENVIRONMENT_BYTES:
             break
         kept |= entry
     return json.dumps({**kept, "cut": len(environment) - len(kept)}, ensure_ascii=False)

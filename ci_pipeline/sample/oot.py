@@ -13,7 +13,7 @@ from typing import Any
 
 from ci_pipeline.oot import record
 from ci_pipeline.oot.allowlist import Level
-from ci_pipeline.oot.lifecycle import Dispatch, Transition
+from ci_pipeline.oot.lifecycle import Dispatch
 from ci_pipeline.oot.payload import Callback, Trusted
 from ci_pipeline.oot.store import Store
 
@@ -69,39 +69,33 @@ def feed(store: Store, upstream: str, now: float | None = None) -> int:
         StoreUnavailable: it was not finished.
     """
     now = time.time() if now is None else now
-    if store.record(str(next(_callbacks(upstream, now))[1]["dynamoKey"])):
+    callbacks = list(_callbacks(upstream, now))
+    if store.record(str(callbacks[0][1]["dynamoKey"])):
         return 0
     written: list[Future[Any]] = []
     for n, number in enumerate(PULL_REQUESTS):
+        at = now - _hours_ago(n) * HOUR
         for backend in BACKENDS:
-            at = now - _hours_ago(n) * HOUR
-            written.append(
-                store.register_dispatch(Dispatch(_delivery(number), backend.repo, at, number, _head(number)))
-            )
-    callbacks = 0
-    for callback, base, at in _callbacks(upstream, now):
+            dispatch = Dispatch(_delivery(number), backend.repo, at, number, _head(number))
+            written.append(store.register_dispatch(dispatch))
+    for callback, base, at in callbacks:
         step = record.step(callback, base)
-
-        def effect(transition: Transition, base: record.Record = base) -> record.Record:
-            return {**base, **transition.measured}
-
-        written.append(store.advance(step, at, effect))
-        callbacks += 1
+        written.append(store.advance(step, at, lambda done, base=base: {**base, **done.measured}))
     for future in written:
         future.result()
-    return callbacks
+    return len(callbacks)
 
 
 def _callbacks(upstream: str, now: float) -> Iterator[tuple[Callback, record.Record, float]]:
-    """Callbacks in the order in which they came, with their records and their times in seconds since 1970."""
+    """Callbacks, those of a job in their order, with their records and their times in seconds since 1970."""
     for backend in BACKENDS:
         for n in reversed(range(NIGHTS)):
             sha = _sha(f"night {n}")
             at = now - (24 * n + 6) * HOUR
-            common = {"event_type": "nightly", "delivery_id": sha}
             payload = {"repository": {"full_name": upstream}, "head_sha": sha}
+            common = {"event_type": "nightly", "delivery_id": sha, "payload": payload}
             for job in backend.jobs:
-                body = {**common, "payload": payload, "workflow": _completed(backend, job, sha, 1, at, alone=True)}
+                body = {**common, "workflow": _completed(backend, job, sha, 1, at, alone=True)}
                 yield _read(backend, body, upstream, at)
         for n, (number, author) in reversed(list(enumerate(PULL_REQUESTS.items()))):
             sha = _head(number)
