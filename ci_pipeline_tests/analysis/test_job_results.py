@@ -70,7 +70,7 @@ def test_a_matrix_entry_has_the_result_structure_key_for_key() -> None:
         ci_job(single.artifact.name, 1, captured=9),
         ci_job(multi.artifact.name, 2, conclusion="success"),
     )
-    report = reported(multi, single, jobs=jobs, matrix=[["models/bert"]])
+    report = reported(multi, single, jobs=jobs, matrix=["models/bert"])
     zeros = {"unclassified": 0, "single": 0, "multi": 0}
     expected = {
         "failed": {
@@ -155,11 +155,15 @@ def test_an_artifact_without_a_machine_is_of_the_unclassified_device() -> None:
     assert list(result(report)["failures"]) == ["unclassified"]
 
 
-@pytest.mark.parametrize(
-    "matrix", [[["models/bert"], ["trainer"]], ["models/bert", "trainer"], [["models/bert", "trainer", "models/bert"]]]
-)
-def test_the_matrix_may_be_nested_or_flat(matrix: list[object]) -> None:
+def test_a_job_without_a_matrix_may_have_an_artifact_without_a_machine() -> None:
+    test_job = "run_examples_gpu"
+    report = reported(TestReport(artifact("", "", test_job), Counts(0, 1), (outcome("t"),)), test_job=test_job)
+    assert result(report, test_job)["failed"] == {"unclassified": 1, "single": 0, "multi": 0}
+
+
+def test_the_results_have_the_order_of_the_matrix() -> None:
     reports = [TestReport(artifact("single", entry), Counts(1)) for entry in ("trainer", "models_bert")]
+    matrix = ["models/bert/", "trainer", "models/bert"]
     assert list(reported(*reports, matrix=matrix).results) == ["models_bert", "trainer"]
 
 
@@ -239,6 +243,26 @@ def test_a_job_that_stopped_before_its_steps_is_named_with_its_folder() -> None:
     ]
 
 
+def test_a_job_that_failed_before_its_steps_is_all_that_is_said_of_its_folder() -> None:
+    name = "CI / (multi) / (models/bert)"
+    report = reported(jobs=(ci_job("", 2, name),), matrix=["models/bert"])
+    assert report.problems == [Problem(name, "no artifact: its CI job failed", "", MODELS, "models_bert")]
+
+
+def test_an_entry_of_which_only_the_loss_is_known_is_in_the_results() -> None:
+    report = reported(
+        TestReport(artifact("single", "models_bert"), Counts(1)), jobs=(ci_job(name_of("multi", "models_t5"), 2),)
+    )
+    assert list(report.results) == ["models_bert", "models_t5"]
+    assert result(report, "models_t5")["error"] is True
+
+
+def test_a_job_that_announces_something_else_misses_nothing() -> None:
+    there = artifact("single", "models_bert")
+    jobs = (ci_job(there.name, 1), ci_job("coverage", 2), ci_job(name_of("single", "", "run_examples_gpu"), 3))
+    assert reported(TestReport(there, Counts(1)), jobs=jobs).problems == []
+
+
 def test_a_skipped_job_misses_nothing() -> None:
     there = artifact("single", "models_bert")
     jobs = (ci_job(there.name, 1), ci_job(name_of("multi", "models_bert"), 2, conclusion="skipped"))
@@ -265,6 +289,13 @@ def test_failing_tests_that_nobody_named_are_counted() -> None:
     problem = Problem(cut.name, "summary_short.txt is empty", "single", MODELS, "models_bert")
     report = reported(TestReport(cut, Counts(5, 3), problems=(problem,)))
     assert result(report)["failed"]["Unclassified"]["single"] == 3
+
+
+def test_more_failing_tests_than_pytest_counted_are_all_counted() -> None:
+    torn = artifact("single", "models_bert")
+    problem = Problem(torn.name, "pytest counted 1 failed", "single", MODELS, "models_bert")
+    report = reported(TestReport(torn, Counts(5, 1), (outcome("t1"), outcome("t2")), problems=(problem,)))
+    assert result(report)["failed"]["Unclassified"]["single"] == 2
 
 
 def test_without_the_jobs_of_the_run_the_artifacts_count_all_the_same() -> None:
