@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ci_pipeline.analysis.job_results import job_links
 from ci_pipeline.model import RED, FetchedRun
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ class Contradiction(NamedTuple):
 
 def missing_artifacts(fetched: FetchedRun) -> list[str]:
     """The artifacts that the CI run's jobs announce, and that are not there."""
-    from ci_pipeline.analysis.job_results import job_links
-
     ran = [job for job in fetched.jobs if job.conclusion != "skipped"]
     return sorted(job_links(ran).keys() - set(fetched.artifact_names))
 

@@ -119,15 +119,14 @@ outcomes = load_dataset("{repo_id}", "test_outcomes", split="train")
 
 
 def deliver(files: Mapping[str, bytes], *, repo_id: str, message: str, key: str, hub: Hub, ledger: Ledger) -> Delivered:
-    """Upload files, or keep them in the ledger for later. What was kept earlier loses the files that are newer here.
+    """Upload the files of the CI run of this key, or keep them in the ledger for later.
 
-    Args:
-        key: names what is uploaded, as `<run key>/<test job>`.
+    What was kept earlier loses the files that are newer here.
     """
     if hub.where == "outbox":  # a folder of this machine is never down
         return _delivered(hub, repo_id, hub.upload(files, repo_id=repo_id, message=message), files)
     folder = f"hub/pending/{name_of(repo_id)}"
-    name = f"{folder}/{name_of(*key.split('/'))}"
+    name = f"{folder}/{name_of(key)}"
     for older in ledger.names(folder):
         with ledger.lock(older):
             _leave_out(files, older, ledger)
