@@ -39,7 +39,13 @@ def test_every_form_of_the_closing_line_is_read(line: str, counts: Counts) -> No
     "text",
     [
         *("", "\n", "=====", "== 3 failed, 25 pas", "== 3 failed, 2 passed ==", "we waited in 3s", "5 in 3s"),
-        *("1 passed in 3s, then it hung", "3 failed (again) in 1.00s", "1 passed in 1.2.3s", "9" * 5000 + " passed in 1.00s", "== 1 passed in " * 100_000),
+        *(
+            "1 passed in 3s, then it hung",
+            "3 failed (again) in 1.00s",
+            "1 passed in 1.2.3s",
+            "9" * 5000 + " passed in 1.00s",
+            "== 1 passed in " * 100_000,
+        ),
     ],
     ids=lambda text: text[:20],
 )
