@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -298,11 +299,8 @@ def get_last_daily_ci_reports(
     from ci_pipeline.sources.github import GitHubSource
 
     step = workflow_step()
-    source = GitHubSource(step.settings.github_api_url, token, step.repository)
-    try:
+    with closing(GitHubSource(step.settings.github_api_url, token, step.repository)) as source:
         folders = {name: source.artifact(int(workflow_run_id), name, Path(output_dir)) for name in artifact_names}
-    finally:
-        source.close()
     return {
         name: {path.name: path.read_text("utf-8", "replace") for path in sorted(folder.iterdir()) if path.is_file()}
         for name, folder in folders.items()

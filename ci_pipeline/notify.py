@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
@@ -106,7 +106,6 @@ def compare(
     earlier: Earlier,
 ) -> JobReport:
     """The job report, compared with the earlier runs."""
-
     comparable = partial(hub_files.comparable, reports=reports)
     return job_report(
         run,
@@ -157,19 +156,14 @@ def entry_artifacts_in(step: Step) -> list[ArtifactName]:
 # --- what GitHub knows ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _github(step: Step) -> Generator[GitHubSource]:
+def _github(step: Step) -> closing[GitHubSource]:
     from ci_pipeline.sources.github import GitHubSource
 
     token = step.settings.github_token
     if not token:
         log.warning("ACCESS_REPO_INFO_TOKEN is not set: asking GitHub without it")
     secret = token.get_secret_value() if token else None
-    source = GitHubSource(step.settings.github_api_url, secret, step.repository, patience=PATIENCE)
-    try:
-        yield source
-    finally:
-        source.close()
+    return closing(GitHubSource(step.settings.github_api_url, secret, step.repository, patience=PATIENCE))
 
 
 def ci_run(step: Step, source: GitHubSource) -> CiRun:
@@ -265,14 +259,15 @@ def earlier_runs(step: Step, run: CiRun, source: GitHubSource, scratch: Path) ->
     if earlier.previous is None:
         with earlier.attempt("previous run", "New failures"):
             if previous := _named(step, step.env.prev_workflow_run_id) or _previous_run(step, run, source):
-                earlier.previous = _fetch(step, previous, "previous run", source, scratch, earlier)
+                earlier.previous, earlier.model_table = _fetch(step, previous, "previous run", source, scratch)
                 if step.profile.diffs_results(step.workflow_path):
                     earlier.previous = replace(earlier.previous, outcomes=_outcomes(step, previous, source, scratch))
     if not earlier.others:
         label = _other_label(step)
         with earlier.attempt(label, "Failures unique to this run"):
             if other := _named(step, step.env.other_workflow_run_id) or _reference_run(step, run, source):
-                earlier.others.append(_fetch(step, other, label, source, scratch, earlier))
+                known, _ = _fetch(step, other, label, source, scratch)
+                earlier.others.append(known)
     return earlier
 
 
@@ -341,17 +336,15 @@ def _reference_run(step: Step, run: CiRun, source: GitHubSource) -> CiRun | None
     return None
 
 
-def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Path, earlier: Earlier) -> EarlierRun:
-    """What the artifact of an earlier run's own report says."""
+def _fetch(step: Step, run: CiRun, label: str, source: GitHubSource, scratch: Path) -> tuple[EarlierRun, str]:
+    """What the artifact of an earlier run's own report says, and its table of failures by model."""
     name = hub_files.results_folder(step.test_job)
     folder = source.artifact(run.run_id, name, Path(tempfile.mkdtemp(dir=scratch)))
     try:
         results = hub_files.read_results(folder, step.job.result_name)
     except hub_files.NoResults as error:
         raise hub_files.NoResults(f"{name} of run {run.run_id}: {error}") from None
-    if label == "previous run":
-        earlier.model_table = results.model_table
-    return EarlierRun(run, label, results.failures, has_errors=results.has_errors)
+    return EarlierRun(run, label, results.failures, has_errors=results.has_errors), results.model_table
 
 
 def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> dict[TestKey, Outcome]:
