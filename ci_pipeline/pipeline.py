@@ -359,7 +359,7 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
     from ci_pipeline.tables import where
 
     run, profile = report.run, services.profile
-    job = profile.test_jobs.get(report.test_job)
+    job = profile.test_jobs[report.test_job]
     uploaded = [row for row in where(files, "test_job", report.test_job).to_pylist() if row["url"]]
     folder = next((f"{row['url']}/{row['folder']}" for row in uploaded), "")
     urls = {row["name"]: f"{folder.replace('/tree/', '/blob/', 1)}/{row['name']}" for row in uploaded}
@@ -368,13 +368,13 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
         return slack_classic.classic_report(
             report,
             profile,
-            title=f"{_title(run, services)}: {job.test if job else report.test_job}",
+            title=f"{_title(run, services)}: {job.test}",
             ci_title=link(run.html_url, run.title),
             run_url=run.html_url,
             warnings_url=warnings_link(services.fetched(run.key).jobs, profile),
             file_url=lambda name: urls.get(name, ""),
         ).thread()
-    results = urls.get(f"{job.result_name if job else report.test_job}_results.json", "")
+    results = urls.get(f"{job.result_name}_results.json", "")
     return slack_full.messages(report, profile, links=slack_full.Links(hub=folder, failures=results))
 
 

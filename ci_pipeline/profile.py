@@ -50,6 +50,11 @@ class TestJob(_Part):
     prefixes: tuple[str, ...] = ()  # of folder names, removed where a report shows them: `models_`
     columns: dict[str, str] = Field(default_factory=dict)  # categories that have a column of their own, by its label
 
+    def short(self, matrix_entry: str) -> str:
+        """A matrix entry without the prefix that the job gives it: `models_bert` is `bert`."""
+        prefix = next(filter(matrix_entry.startswith, self.prefixes), "")
+        return matrix_entry.removeprefix(prefix)
+
 
 class Workflow(_Part):
     """A workflow whose completed runs the sensor takes."""
@@ -60,7 +65,7 @@ class Workflow(_Part):
     ci_event: str = ""  # "Daily CI"
     hub_dataset: str = ""
     channel: str = ""  # of all its test jobs, where it is not theirs
-    diff_results: bool = False  # also write test_results_diff.json
+    diff_results: bool = False  # also write test_results_diff.json; known by `path`
 
 
 class PreviousRule(_Part):
@@ -129,8 +134,12 @@ class Profile(_Part):
         return name + number + (f", attempt {run.run_attempt}" if run.run_attempt > 1 else "")
 
     def diffs_results(self, workflow_path: str) -> bool:
-        """Whether every test's outcome is compared with the previous run's, not only those that fail."""
-        return any(w.diff_results and w.path == workflow_path.partition("@")[0] for w in self.workflows)
+        """Whether every test's outcome is compared with the previous run's, not only those that fail.
+
+        By the workflow's file alone: a step knows that of its workflow before it has asked GitHub for the id.
+        """
+        workflow = self.workflow_of(0, workflow_path)
+        return workflow is not None and workflow.diff_results
 
     def category_of(self, node_id: str) -> str:
         """The category of a test, from its node id."""

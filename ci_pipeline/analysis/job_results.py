@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ci_pipeline.analysis.run_diff import run_diff
 from ci_pipeline.model import NO_DEVICE, CiJob, CiRun, EarlierRun, Failure, JobReport, JobResult, Problem, TestReport
 from ci_pipeline.reports.artifacts import matrix_entry, parse_artifact_name
 
@@ -44,7 +44,7 @@ def job_report(
     jobs: Sequence[CiJob],
     profile: Profile,
     *,
-    matrix: Sequence[Any] | None = None,
+    matrix: Sequence[str] = (),
     problems: Sequence[Problem] = (),
     previous: EarlierRun | None = None,
     others: Sequence[EarlierRun] = (),
@@ -55,19 +55,17 @@ def job_report(
     Args:
         reports: of the whole run or of this test job alone.
         jobs: of the CI run; empty where GitHub did not say.
-        matrix: the folders that the test job was called with, in any nesting: `[["models/bert"], ["trainer"]]`. None
-            or empty where it has none, or where that is not known: then the artifacts say which entries there are.
+        matrix: the folders that the test job was called with: `["models/bert", "trainer"]`. Where there are none, the
+            artifacts say which entries there are.
         problems: what was not seen of the run before its reports were read.
     """
     own = [report for report in reports if report.artifact.test_job == test_job]
     announced = _announced(jobs)
-    folders = list(dict.fromkeys(_folders(matrix or ())))
+    folders = list(dict.fromkeys(folder.strip("/") for folder in matrix))
     missing = _missing(test_job, own, announced, jobs, folders, problems, profile)
 
-    known = profile.test_jobs.get(test_job)
-    by_entry: dict[str, list[TestReport]] = {}
-    if folders or (known and known.matrix):
-        by_entry = {matrix_entry(folder): [] for folder in folders}
+    if profile.test_jobs[test_job].matrix:
+        by_entry: dict[str, list[TestReport]] = {matrix_entry(folder): [] for folder in folders}
         for report in own:
             by_entry.setdefault(report.artifact.matrix_entry, []).append(report)
         for problem in missing:
@@ -85,12 +83,8 @@ def job_report(
         )
         results = {test_job: _result(own, announced, _failed_by_device(own, profile), incomplete=errored)}
 
-    report = JobReport(run, test_job, results, own, missing, previous, others, (), warnings)
-    if previous or others:
-        from ci_pipeline.analysis.run_diff import run_diff
-
-        report = replace(report, diff=run_diff(test_job, own, previous, others))
-    return report
+    diff = run_diff(test_job, own, previous, others) if previous or others else ()
+    return JobReport(run, test_job, results, own, missing, previous, others, diff, warnings)
 
 
 # --- job results ----------------------------------------------------------------------------------------------------
@@ -174,14 +168,6 @@ def _announced(jobs: Sequence[CiJob]) -> dict[str, CiJob]:
         for step in job.steps
         if step.name.startswith(_ANNOUNCEMENT)
     }
-
-
-def _folders(matrix: Sequence[Any]) -> Iterator[str]:
-    for part in matrix:
-        if isinstance(part, str):
-            yield part.strip("/")
-        else:
-            yield from _folders(part)
 
 
 def _missing(

@@ -55,7 +55,7 @@ def category_result_table(run: CiRun, reports: Sequence[JobReport], profile: Pro
     rows: list[dict[str, Any]] = []
     for report in reports:
         matrix = any(test_report.artifact.matrix_entry for test_report in report.reports)
-        name = profile.job_to_test_map.get(report.test_job, report.test_job)
+        name = profile.test_jobs[report.test_job].test
         found: Counter[tuple[str, str, str]] = Counter()
         for test_report in report.reports:
             for outcome in test_report.outcomes:

@@ -28,7 +28,7 @@ LOCAL_ONLY = ("model_failures_report.txt", "module_failures_report.txt", ERRORS)
 """Files that only the working directory has. The workflow keeps it as an artifact, and the next run reads that."""
 
 READABLE = 10_000_000
-"""Bytes above which a file is for programs alone: the Hub's pages show no more of one."""
+"""Bytes above which a file is for programs alone, and is not indented: the Hub's pages show no more of one."""
 
 
 def results_folder(test_job: str) -> str:
@@ -47,30 +47,17 @@ def render(
     report: JobReport, profile: Profile, *, previous_model_table: str = "", classic: ClassicReport | None = None
 ) -> dict[str, bytes]:
     """All files of a report, contents by name. `classic`: its messages, where they are known already."""
-    job = profile.test_jobs.get(report.test_job)
-    kind = job.result_name if job else report.test_job
-    matrix = bool(job and job.matrix)
+    job, results = profile.test_jobs[report.test_job], dict(report.results)
     classic = classic or classic_report(report, profile, previous_model_table=previous_model_table)
-    results = dict(report.results)
-
-    captured = {(r.artifact.matrix_entry, r.artifact.device or NO_DEVICE): r.captured_info for r in report.reports}
-    extra = {
-        name: {
-            "captured_info": {
-                device: {"link": url, "captured_info": captured.get((name, device), "")}
-                for device, url in result.get("captured_info", {}).items()
-            }
-        }
-        for name, result in results.items()
-    }
-    files: dict[str, Any] = {f"{kind}_results.json": results if matrix else next(iter(results.values()), {})}
-    if matrix:
-        files[f"{kind}_results_extra.json"] = extra
+    files: dict[str, Any] = {}
+    if job.matrix:
+        files[f"{job.result_name}_results.json"] = results
+        files[f"{job.result_name}_results_extra.json"] = captured_infos(report)
+    else:
+        files[f"{job.result_name}_results.json"] = next(iter(results.values()), {})
     files[ERRORS] = errors_of(report.reports)
-    files["job_links.json"] = {
-        classic.display_name(name): result.get("job_link", {}) for name, result in sorted(results.items())
-    }
-    if matrix and classic.n_failures:
+    files["job_links.json"] = {job.short(name): result.get("job_link", {}) for name, result in sorted(results.items())}
+    if job.matrix and classic.n_failures:
         files["model_failures_report.txt"] = classic.model_table().text(to_truncate=False)
         files["module_failures_report.txt"] = classic.module_table().text(to_truncate=False)
     if classic.changed_models and classic.changed_models.rows:
@@ -89,10 +76,24 @@ def render(
 
 def _json(content: Any) -> bytes:
     try:
-        compact = to_json(content)
+        readable = to_json(content, indent=4)
+        return readable if len(readable) <= READABLE else to_json(content)
     except PydanticSerializationError:  # of a folder whose name is not UTF-8
         return json.dumps(content, indent=4).encode()
-    return compact if len(compact) > READABLE else to_json(content, indent=4)
+
+
+def captured_infos(report: JobReport) -> dict[str, Any]:
+    """`{"models_bert": {"captured_info": {"single": {"link": page of its CI job, "captured_info": text}}}}`."""
+    captured = {(r.artifact.matrix_entry, r.artifact.device or NO_DEVICE): r.captured_info for r in report.reports}
+    return {
+        name: {
+            "captured_info": {
+                device: {"link": url, "captured_info": captured.get((name, device), "")}
+                for device, url in result.get("captured_info", {}).items()
+            }
+        }
+        for name, result in report.results.items()
+    }
 
 
 def failures_by_module(failures: Sequence[TestKey], profile: Profile, test_job: str) -> dict[str, dict[str, list[str]]]:
@@ -101,8 +102,7 @@ def failures_by_module(failures: Sequence[TestKey], profile: Profile, test_job: 
     The module is the folder of the test: `tests/models/bert/test_x.py::t` tests `bert`, `examples/test_x.py::t`
     `examples`.
     """
-    job = profile.test_jobs.get(test_job)
-    prefixes = [*profile.module_folders, *(prefix.rstrip("_") for prefix in (job.prefixes if job else ()))]
+    prefixes = [*profile.module_folders, *(prefix.rstrip("_") for prefix in profile.test_jobs[test_job].prefixes)]
 
     @cache
     def module_of(path: str) -> str:

@@ -218,8 +218,8 @@ class ClassicReport:
     # --- tables
 
     @cached_property
-    def _job(self) -> TestJob | None:
-        return self.profile.test_jobs.get(self.test_job)
+    def _job(self) -> TestJob:
+        return self.profile.test_jobs[self.test_job]
 
     @cached_property
     def _devices(self) -> dict[str, str]:
@@ -227,11 +227,6 @@ class ClassicReport:
         others = {device for failed in self._failed.values() for device in failed}
         known = {device: entry.label or _title(device) for device, entry in self.profile.devices.items()}
         return known | {device: _title(device) for device in sorted(others - known.keys())}
-
-    def display_name(self, entry: str) -> str:
-        """A matrix entry without the prefix that its job gives it: `models_bert` is `bert`."""
-        prefixes = self._job.prefixes if self._job else ()
-        return next((entry.removeprefix(prefix) for prefix in prefixes if entry.startswith(prefix)), entry)
 
     def category_table(self) -> Table:
         """Failures by category and device; only for jobs whose report tells categories apart."""
@@ -246,9 +241,9 @@ class ClassicReport:
 
     def model_table(self) -> Table:
         """Failures of the matrix entries that are models."""
-        title = f"These following {self._kind} modules had failures"
+        title = f"These following {self._job.result_name} modules had failures"
         names = self._failing_entries(modules=False)
-        if not (self._job and self._job.columns):
+        if not self._job.columns:
             return self._by_device(title, names)
         columns = [(category, device) for category in self._job.columns.values() for device in self._devices]
         labels = [f"{label} {short}" for short in self._job.columns for label in self._devices.values()]
@@ -261,7 +256,7 @@ class ClassicReport:
 
     def module_table(self) -> Table:
         """Failures of the matrix entries that are other modules."""
-        title = f"The following {self._kind} modules had failures"
+        title = f"The following {self._job.result_name} modules had failures"
         return self._by_device(title, self._failing_entries(modules=True))
 
     def additional_table(self) -> Table:
@@ -273,15 +268,11 @@ class ClassicReport:
         }
         return self._by_device("The following non-modeling tests had failures", names)
 
-    @property
-    def _kind(self) -> str:
-        return self._job.result_name if self._job else self.test_job
-
     def _failing_entries(self, *, modules: bool) -> dict[str, str]:
         """The matrix entries with failures, and their names, by which they are sorted."""
         others = self.profile.non_model_test_modules
         failing = [entry for entry in self.model_results if self._failed[entry] and (entry in others) == modules]
-        return {entry: self.display_name(entry) for entry in sorted(failing, key=self.display_name)}
+        return {entry: self._job.short(entry) for entry in sorted(failing, key=self._job.short)}
 
     def _by_device(self, title: str, names: Mapping[str, str]) -> Table:
         rows = [(name, [self._failed[entry][device] for device in self._devices]) for entry, name in names.items()]
@@ -323,7 +314,7 @@ class ClassicReport:
         """What was not seen, in plain text: each reason once, with what it befell."""
         befell: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for problem in self.incomplete:
-            test = self._job.test if self._job and problem.device else problem.subject
+            test = self._job.test if problem.device else problem.subject
             befell[problem.reason][problem.matrix_entry or test].append(problem.device)
         lines: list[str] = []
         for reason, subjects in befell.items():
@@ -466,13 +457,11 @@ def classic_report(
     file_url: Callable[[str], str] = lambda name: "",
 ) -> ClassicReport:
     """The messages of a job report."""
-    job = profile.test_jobs.get(report.test_job)
-    test = job.test if job else report.test_job
-    matrix = bool(job and job.matrix)
+    job = profile.test_jobs[report.test_job]
 
     def differing(change: Change, earlier: EarlierRun, file: str) -> Compared:
         failures = (
-            (row.matrix_entry or test, row.device, row.node_id)
+            (row.matrix_entry or job.test, row.device, row.node_id)
             for row in report.diff
             if row.change == change and row.against_run_id == earlier.run.run_id
         )
@@ -484,8 +473,8 @@ def classic_report(
         ci_title=ci_title,
         profile=profile,
         test_job=report.test_job,
-        model_results={entry or test: result for entry, result in report.results.items()} if matrix else {},
-        additional_results={} if matrix else {test: next(iter(report.results.values()), {})},
+        model_results={entry or job.test: result for entry, result in report.results.items()} if job.matrix else {},
+        additional_results={} if job.matrix else {job.test: next(iter(report.results.values()), {})},
         run_url=run_url,
         incomplete=report.problems,
         warnings=report.warnings,

@@ -22,7 +22,7 @@ from ci_pipeline.publish.thread import SlackFile, SlackMessage, SlackThread
 if TYPE_CHECKING:
     from slack_sdk.models.blocks import Block
 
-    from ci_pipeline.profile import Profile
+    from ci_pipeline.profile import Profile, TestJob
 
 MESSAGES = 30
 """Messages of a thread: at Slack's pace of one a second it is out within 40 seconds."""
@@ -66,7 +66,6 @@ class Links:
 
     hub: str = ""  # the folder of the result files
     failures: str = ""  # the file of all failures
-    page: str = ""  # the run's page of the HUD
 
 
 class Failing(NamedTuple):
@@ -93,7 +92,6 @@ class Group:
     failing: Sequence[Failing]
     example: str = ""  # the error that all of them have
     cause: bool = False  # the machines'
-    shared: bool = False  # by several matrix entries
 
 
 def messages(report: JobReport, profile: Profile, *, links: Links = Links()) -> SlackThread:
@@ -110,7 +108,7 @@ def with_buttons(thread: SlackThread, run: CiRun, links: Links) -> SlackThread:
     """The thread with buttons below its main message."""
     from slack_sdk.models.blocks import ActionsBlock, ButtonElement
 
-    targets = {"CI run": run.html_url, "All failures": links.failures, "Result files": links.hub, "History": links.page}
+    targets = {"CI run": run.html_url, "All failures": links.failures, "Result files": links.hub}
     buttons = [
         ButtonElement(text=label, url=url, action_id=f"open_{number}")
         for number, (label, url) in enumerate(targets.items())
@@ -138,9 +136,8 @@ class _Thread:
     # --- what is known
 
     @cached_property
-    def name(self) -> str:
-        job = self.profile.test_jobs.get(self.report.test_job)
-        return job.test if job else self.report.test_job
+    def job(self) -> TestJob:
+        return self.profile.test_jobs[self.report.test_job]
 
     @cached_property
     def failing(self) -> list[Failing]:
@@ -214,11 +211,7 @@ class _Thread:
         return any(report.artifact.matrix_entry for report in self.report.reports)
 
     def display(self, entry: str) -> str:
-        """A matrix entry without the prefix that its job gives it."""
-        job = self.profile.test_jobs.get(self.report.test_job)
-        prefixes = job.prefixes if job else ()
-        short = next((entry.removeprefix(prefix) for prefix in prefixes if entry.startswith(prefix)), entry)
-        return clip(short, 80) or self.name
+        return clip(self.job.short(entry), 80) or self.job.test
 
     # --- the verdict
 
@@ -226,7 +219,7 @@ class _Thread:
     def verdict(self) -> str:
         """One line that a tired person understands, in plain text."""
         symbol, words = self._failures_in_words()
-        return " · ".join(filter(None, (f"{symbol} {self.name}: {words}", self._missing_in_words())))
+        return " · ".join(filter(None, (f"{symbol} {self.job.test}: {words}", self._missing_in_words())))
 
     def _failures_in_words(self) -> tuple[str, str]:
         new, unnamed = self.changes["new_failure"], self.unnamed
@@ -402,11 +395,11 @@ class _Thread:
             yield from taken.items()
 
         for cause, failing in take("infrastructure", 2):
-            groups.append(Group(f"cause/{cause}", cause, f"🏗 *{cause.capitalize()}*", failing, cause=True, shared=True))
+            groups.append(Group(f"cause/{cause}", cause, f"🏗 *{cause.capitalize()}*", failing, cause=True))
         for error, failing in take("error", 3):
             example = _line_and_error(failing[0].trace)[1]
             key = f"error/{hashlib.sha1(error.encode()).hexdigest()[:12]}"
-            groups.append(Group(key, clip(example, 60), code(clip(example, TRACE)), failing, example, shared=True))
+            groups.append(Group(key, clip(example, 60), code(clip(example, TRACE)), failing, example))
         for entry, failing in _by(left, "entry").items():
             name = self.display(entry)
             groups.append(Group(f"entry/{entry}", name, f"*{escape(name)}*", failing))
@@ -451,7 +444,8 @@ class _Thread:
         new = sum(f.is_new for f in group.failing)
         count = _n(len(group.failing), "failure") + (f", {new:,} new" if new and new < len(group.failing) else "")
         entries = _by(group.failing, "entry")
-        if group.shared:
+        shared = len(entries) > 1
+        if shared:
             where = f"in {_n(len(entries), 'entry')}"
             lines = [f"{group.title} — {count} {where}{' · infrastructure, probably' if group.cause else ''}"]
         else:
@@ -464,7 +458,7 @@ class _Thread:
         for entry, failing in entries.items():
             heading = [" · ".join(filter(None, [f"*{escape(self.display(entry))}*", self._job_links(entry)]))]
             for tests in _by(failing, "node_id", "trace").values():
-                added = [*(heading if group.shared else ()), self._test(tests, group)]
+                added = [*(heading if shared else ()), self._test(tests, group)]
                 heading = []
                 size = sum(map(len, added)) + len(added)
                 if used + size > limit - 60:
@@ -520,7 +514,7 @@ class _Thread:
                 since = f" since {_day(test.row.since)}" if test.row and not test.is_new and test.row.since else ""
                 lines += [f"{test.node_id}", f"    {devices}: {change}{since}: {test.trace}"]
         name = re.sub(r"[^\w.-]+", "-", f"failures-{report.test_job}-{report.run.run_id}.txt")
-        return SlackFile(name, f"{self.name}: everything that failed", "\n".join([*lines, ""]))
+        return SlackFile(name, f"{self.job.test}: everything that failed", "\n".join([*lines, ""]))
 
     # --- words
 

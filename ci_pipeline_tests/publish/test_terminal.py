@@ -26,7 +26,7 @@ THREAD = SlackThread(
                 "type": "actions",
                 "elements": [
                     {"type": "button", "text": {"type": "plain_text", "text": name}, "url": "https://x.test"}
-                    for name in ("CI run", "All failures", "Result files", "History")
+                    for name in ("CI run", "All failures", "Result files")
                 ],
             },
         ],

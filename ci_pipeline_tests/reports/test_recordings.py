@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ci_pipeline.model import CiJob, CiRun, CiStep, JobReport
 from ci_pipeline.profile import load_profile
 from ci_pipeline.reports.artifacts import available_artifacts
 from ci_pipeline.reports.read import read_reports
+from ci_pipeline.workflow_step import parse_matrix
 
 CASES = Path(__file__).parents[3] / "shared" / "conformance" / "cases"
 PROFILE = load_profile("transformers")
@@ -45,7 +45,7 @@ def reported(case: str) -> tuple[JobReport, Any]:
         for job in json.loads(page.read_text())["jobs"]
     ]
     reports = read_reports(folder / "artifacts", available_artifacts(folder / "artifacts", PROFILE))
-    matrix = ast.literal_eval(argument) if argument else None
+    matrix = parse_matrix(argument)
     report = job_report(CiRun("r", 19000000001), test_job, reports, jobs, PROFILE, matrix=matrix)
     recorded = next(
         folder.glob(
