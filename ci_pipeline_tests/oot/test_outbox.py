@@ -20,7 +20,7 @@ from ci_pipeline.oot.outbox import Outbox
 from ci_pipeline.oot.payload import MAX_BODY_BYTES
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.oot.store import Message
-from ci_pipeline.settings import OotSettings
+from ci_pipeline.settings import OotSettings, load_oot_settings
 from ci_pipeline_tests.oot.conftest import callback
 from ci_pipeline_tests.oot.test_relay import relay_of, send
 from ci_pipeline_tests.servers.hud import HudServer
@@ -70,17 +70,11 @@ def test_the_hud_gets_what_the_relay_vouches_for_and_the_callback_as_it_was(
 def test_what_the_relay_sends_our_hud_takes(client: TestClient, issuer: OidcServer, hud: HudServer, tmp_path: Path):
     send(client, issuer, callback("in_progress"))
     [result] = hud.results
-    hud_settings = relay_settings(tmp_path)
-    with TestClient(create_relay(hud_settings, "org/upstream")) as hud_client:
+    elsewhere = load_oot_settings(CI_PIPELINE_HOME=tmp_path / "hud", CI_PIPELINE_RELAY_TOKENS="relay-token-1")
+    with TestClient(create_relay(elsewhere, "org/upstream")) as hud_client:
         answer = hud_client.post("/api/oot/results", json=result, headers={"X-OOT-Relay-Token": "relay-token-1"})
         assert answer.status_code == 200
         assert relay_of(hud_client).store.record(answer.json()["dynamoKey"])
-
-
-def relay_settings(tmp_path: Path) -> OotSettings:
-    from ci_pipeline.settings import load_oot_settings
-
-    return load_oot_settings(CI_PIPELINE_HOME=tmp_path / "hud", CI_PIPELINE_RELAY_TOKENS="relay-token-1")
 
 
 def test_while_the_hud_is_down_callbacks_are_queued_and_delivered_later_in_order(

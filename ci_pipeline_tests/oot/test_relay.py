@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,8 +279,6 @@ def test_a_token_is_consumed_by_completed(dispatched: TestClient, issuer: OidcSe
     ],
 )
 def test_a_token_of_something_else_is_refused(dispatched: TestClient, issuer: OidcServer, changes: dict[str, Any]):
-    from dataclasses import replace
-
     body = callback(callback_token=minted(dispatched, replace(DISPATCH, **changes)))
     refused = send(dispatched, issuer, body)
     assert refused.status_code == 403

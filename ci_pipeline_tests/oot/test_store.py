@@ -192,10 +192,20 @@ def test_a_page_of_changes_ends_where_it_has_many_bytes(store: Store, monkeypatc
     assert seen == [f"key-{n}" for n in range(5)]
 
 
-def test_every_record_can_be_read(store: Store):
-    for n in range(3):
-        store.write({**record(), "dynamoKey": f"key-{n}"}).result()
-    assert sorted(str(change.record["dynamoKey"]) for change in store.records()) == ["key-0", "key-1", "key-2"]
+def test_every_record_can_be_read_or_those_of_a_time_and_status(store: Store):
+    store.write({**record(), "dynamoKey": "key-1"}).result()
+    time.sleep(0.01)
+    between = time.time()
+    store.write({**record("completed"), "dynamoKey": "key-2"}).result()
+
+    def keys(**which: Any) -> list[str]:
+        return sorted(str(change.record["dynamoKey"]) for change in store.records(**which))
+
+    assert keys() == ["key-1", "key-2"]
+    assert keys(until=between) == ["key-1"]
+    assert keys(since=between) == ["key-2"]
+    assert keys(status="in_progress") == ["key-1"]
+    assert keys(status="completed", until=between) == []
 
 
 def test_the_rate_limit_holds_in_any_minute(store: Store):
