@@ -91,10 +91,8 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Settings, profile: Profile, *, s3: Any = None, patience: float = 45.0) -> Source:
-    """The source that `CI_PIPELINE_SOURCE` names.
-
-    `s3` is a boto3 client, made from the environment by default; `patience`: see `GitHubSource`.
+def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Source:
+    """The source that `CI_PIPELINE_SOURCE` names. `s3` is a boto3 client, made from the environment by default.
 
     Raises:
         SettingsError: the setting names no source.
@@ -109,7 +107,6 @@ def open_source(settings: Settings, profile: Profile, *, s3: Any = None, patienc
             token.get_secret_value() if token else None,
             profile.repository,
             workflows=[workflow.id or workflow.path for workflow in profile.workflows],
-            patience=patience,
         )
     if kind == "folder" and rest:
         from ci_pipeline.sources.folder import FolderSource

@@ -32,7 +32,7 @@ from ci_pipeline.quick_ack import acknowledge_head
 from ci_pipeline.sources import Progress, RunPage, SourceError, Wanted, raw_store
 from ci_pipeline.sources.archives import ArtifactRefused, safe_name, unpack
 from ci_pipeline.sources.cursor import Cursor
-from ci_pipeline.sources.github_json import Json, as_object, jobs_from, objects, run_from, time_from
+from ci_pipeline.sources.github_json import Json, as_object, jobs_from, number_from, objects, run_from, time_from
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +337,7 @@ class GitHubSource:
         query = {"status": "completed", "created": window, "exclude_pull_requests": "true", "per_page": PER_PAGE}
         url = f"{path}?{urlencode(query)}"
         first = await self._get(url, "workflow_runs")
-        if _whole(first.get("total_count")) <= LIST_LIMIT or end - start <= timedelta(seconds=2):
+        if number_from(first.get("total_count")) <= LIST_LIMIT or end - start <= timedelta(seconds=2):
             return await self._list(url, "workflow_runs", first=first)
         middle = start + (end - start) / 2
         early = await self._created_between(path, start, middle, enough)
@@ -348,13 +348,13 @@ class GitHubSource:
     async def _job_objects(self, run: CiRun) -> list[Json]:
         async def listed(path: str) -> tuple[list[Json], int]:
             first = await self._get(path, "jobs")
-            return await self._list(path, "jobs", first=first), _whole(first.get("total_count"))
+            return await self._list(path, "jobs", first=first), number_from(first.get("total_count"))
 
         run_path = f"/repos/{self.repository}/actions/runs/{run.run_id}"
         path = f"{run_path}/jobs?per_page={PER_PAGE}"
         jobs, total = await listed(path)
         # That is the list of the newest attempt.
-        if any(_whole(job.get("run_attempt")) > run.run_attempt for job in jobs):
+        if any(number_from(job.get("run_attempt")) > run.run_attempt for job in jobs):
             path = f"{run_path}/attempts/{run.run_attempt}/jobs?per_page={PER_PAGE}"
             jobs, total = await listed(path)
         if len(jobs) < total:
@@ -365,7 +365,7 @@ class GitHubSource:
         path = f"/repos/{self.repository}/actions/runs/{run_id}/artifacts?per_page={PER_PAGE}"
         listed = [
             Artifact(
-                _whole(item.get("id")),
+                number_from(item.get("id")),
                 str(item.get("name") or ""),
                 item.get("expired") is True,
                 time_from(item.get("created_at")),
@@ -398,7 +398,7 @@ class GitHubSource:
     async def _fetch(self, run: CiRun, into: Path, wanted: Wanted | None, progress: Progress | None) -> FetchedRun:
         newest = await self._get(f"/repos/{self.repository}/actions/runs/{run.run_id}")
         payload, before = newest, None
-        if _whole(newest.get("run_attempt")) > run.run_attempt:
+        if number_from(newest.get("run_attempt")) > run.run_attempt:
             attempts = f"/repos/{self.repository}/actions/runs/{run.run_id}/attempts"
             payload = await self._get(f"{attempts}/{run.run_attempt}")
             before = time_from((await self._get(f"{attempts}/{run.run_attempt + 1}")).get("run_started_at"))
@@ -545,10 +545,6 @@ def _error(what: str, error: Exception) -> SourceError:
     if error.status_code == 401:
         text += ": is the token in ACCESS_REPO_INFO_TOKEN (or GITHUB_TOKEN) still valid?"
     return SourceError(text)
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _login(account: object) -> str | None:

@@ -19,15 +19,15 @@ def run_from(payload: object, *, repository: str = "") -> CiRun:
         ValueError: it has no id.
     """
     run = as_object(payload)
-    run_id = _number(run.get("id"))
+    run_id = number_from(run.get("id"))
     if not run_id:
         raise ValueError("a workflow run without an id")
     return CiRun(
         repository=_text(as_object(run.get("repository")).get("full_name")) or repository,
         run_id=run_id,
-        run_attempt=_number(run.get("run_attempt")) or 1,
-        run_number=_number(run.get("run_number")),
-        workflow_id=_number(run.get("workflow_id")),
+        run_attempt=number_from(run.get("run_attempt")) or 1,
+        run_number=number_from(run.get("run_number")),
+        workflow_id=number_from(run.get("workflow_id")),
         workflow_name=_text(run.get("name")),
         workflow_path=_text(run.get("path")).partition("@")[0],
         event=_text(run.get("event")),
@@ -72,7 +72,7 @@ def jobs_from(payload: object) -> tuple[CiJob, ...]:
 
 def _job(job: Json) -> CiJob:
     return CiJob(
-        id=_number(job.get("id")),
+        id=number_from(job.get("id")),
         name=_text(job.get("name")),
         status=_text(job.get("status")),
         conclusion=_text(job.get("conclusion")) or None,
@@ -80,7 +80,7 @@ def _job(job: Json) -> CiJob:
         started_at=time_from(job.get("started_at")),
         completed_at=time_from(job.get("completed_at")),
         steps=tuple(
-            CiStep(_text(step.get("name")), _number(step.get("number")), _text(step.get("conclusion")) or None)
+            CiStep(_text(step.get("name")), number_from(step.get("number")), _text(step.get("conclusion")) or None)
             for step in objects(job.get("steps"))
         ),
     )
@@ -107,14 +107,14 @@ def time_from(value: object) -> datetime | None:
         return None
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _number(value: object) -> int:
+def number_from(value: object) -> int:
     """A whole number that ClickHouse's Int64 holds; 0 for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value) if len(value) < 20 else 0
     if isinstance(value, float) and math.isfinite(value):
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from ci_pipeline.model import CiRun, FetchedRun, Problem
 from ci_pipeline.sources import SourceError
-from ci_pipeline.sources.archives import link_tree, safe_name
+from ci_pipeline.sources.archives import safe_name
 from ci_pipeline.sources.github_json import jobs_from, objects, run_from
 
 SUCCESS = "_SUCCESS"
@@ -100,11 +100,6 @@ class RawStore:
                 fs.copy_files(str(folder), path, fs.LocalFileSystem(), self._fs)
                 self._fs.open_output_stream(f"{path}/{SUCCESS}").close()
 
-    def put(self, key: str, folder: Path) -> None:
-        """Keep the run that was fetched into `folder`; on the same file system by hard links."""
-        with self.new(key) as stage:
-            link_tree(folder, stage)
-
     def has(self, key: str) -> bool:
         from pyarrow.fs import FileType
 
@@ -159,14 +154,6 @@ class RawStore:
             self._fs.delete_file(f"{path}/{SUCCESS}")  # first: half a run is none
         if self._fs.get_file_info(path).type != FileType.NotFound:
             self._fs.delete_dir(path)
-
-    def keys(self) -> list[str]:
-        """All runs that are whole."""
-        from pyarrow.fs import FileSelector
-
-        found = self._fs.get_file_info(FileSelector(self._root, allow_not_found=True))
-        names = [info.base_name for info in found if not info.base_name.startswith(".")]
-        return sorted(name for name in names if self.has(name))
 
     def _path(self, key: str) -> str:
         if not safe_name(key):
