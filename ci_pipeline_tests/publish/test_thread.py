@@ -84,6 +84,15 @@ def test_a_later_attempt_edits_the_message_and_an_earlier_one_does_not(either: S
     assert texts(either) == ["green"]
 
 
+def test_an_earlier_attempt_does_not_replace_a_later_one_that_is_still_kept(either: Slack, ledger: Ledger, run: CiRun):
+    deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger)
+    later = SlackThread(message("main", "green"))
+    deliver(later, replace(run, run_attempt=2), "models", "#ci", slack=either, ledger=ledger, down="HTTP 503")
+    assert deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger).where == "superseded"
+    assert [d.where for d in deliver_pending(slack=either, ledger=ledger)] == [either.where]
+    assert texts(either) == ["green"]
+
+
 def test_other_jobs_runs_and_channels_have_threads_of_their_own(either: Slack, ledger: Ledger, run: CiRun):
     thread = SlackThread(message("main", "one"))
     for other_run, job in (
@@ -104,6 +113,27 @@ def test_a_message_that_somebody_deleted_is_posted_anew_with_its_thread(
     changed = replace(THREAD, main=message("main", "3 failures"))
     deliver(changed, run, "run_models_gpu", "#ci", slack=slack, ledger=ledger)
     assert texts(slack) == ["3 failures", "about models_bert", "about models_vit", "failures.txt"]
+
+
+def test_a_reply_that_somebody_deleted_is_posted_anew_and_nothing_else(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    del slack_server.channel()[1]
+    changed = replace(THREAD, replies=[message("models_bert", "now 2"), message("models_vit")])
+    assert deliver(changed, run, "models", "#ci", slack=slack, ledger=ledger).detail == "#ci: 1 posted"
+    assert sorted(texts(slack)) == sorted(["2 failures", "now 2", "about models_vit", "failures.txt"])
+
+
+def test_a_reply_that_may_not_be_deleted_stays_and_holds_up_nothing(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    slack_server.fail("chat.delete", status=200, body={"ok": False, "error": "cant_delete_message"})
+    fewer = replace(THREAD, replies=[message("models_vit")])
+    assert deliver(fewer, run, "models", "#ci", slack=slack, ledger=ledger).where == "slack"
+    assert ledger.names("slack/pending") == []
+    assert "about models_bert" in texts(slack)
 
 
 @pytest.mark.usefixtures("short_waits")
