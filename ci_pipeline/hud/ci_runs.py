@@ -50,7 +50,7 @@ CHANGES = {
     "still_failing": ("Still failing", "●", "bad"),
     "fixed": ("Fixed", "✓", "good"),
     "newly_skipped": ("Newly skipped", "⊘", "warn"),
-    "vanished": ("Vanished", "?", "warn"),
+    "vanished": ("Not run any more", "?", "warn"),
 }
 """What happened to a test since the previous run: the title, symbol and kind of the chip. "failing": there was none."""
 
@@ -173,6 +173,11 @@ class TestJobPage:
         return not self.red or bool(self.changes.keys() - {"unique_failure"})
 
     @property
+    def new(self) -> int | None:
+        """Tests that did not fail in the run before; None where there was none."""
+        return self.changes.get("new_failure", 0) if self.compared else None
+
+    @property
     def notable(self) -> list[Part]:
         """What was not seen whole, and what fails, the worst first."""
         notable = [part for part in self.results if not part.complete or part.failed or part.errors]
@@ -196,6 +201,12 @@ class RunPage:
         return sum(job.red for job in self.jobs)
 
     @property
+    def new(self) -> int | None:
+        """Tests that did not fail in the run before; None where a test job has none."""
+        new = [job.new for job in self.jobs]
+        return None if None in new else sum(filter(None, new))
+
+    @property
     def incomplete(self) -> bool:
         """Also when nothing at all was seen: an empty run is not a green one."""
         return bool(self.problems) or not self.jobs or any(job.incomplete for job in self.jobs)
@@ -216,13 +227,13 @@ def run_page(known: KnownRun, results: Iterable[Row], profile: Profile) -> RunPa
         )
         for test_job, parts in sorted(by_job.items(), key=lambda entry: _place(entry[0], job_order))
     ]
-    unseen = [
-        f"{job.label}: {' on '.join(filter(None, (part.matrix_entry, part.device)))}: {part.reason}"
-        for job in jobs
-        for part in job.results
-        if not part.complete
-    ]
+    unseen = [_unseen(job.label, part) for job in jobs for part in job.results if not part.complete]
     return RunPage(known.run, [*known.problems, *unseen], jobs)
+
+
+def _unseen(label: str, part: Part) -> str:
+    where = f"{label}: {part.matrix_entry}" if part.matrix_entry else label
+    return f"{where} on {part.device}: {part.reason}" if part.device else f"{where}: {part.reason}"
 
 
 def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
@@ -298,7 +309,8 @@ class CiRuns:
         with warehouse(self.services) as client:
             rows = history.run_test_counts(client, run.repository, run.run_id, limit=COMMON)
         found: defaultdict[str, list[Common]] = defaultdict(list)
-        for row in rows:
+        order = list(CHANGES)
+        for row in sorted(rows, key=lambda row: order.index(row["value"]) if row["common"] == "change" else 0):
             of, value = row["common"], row["value"]
             ask = self.ask(row["test_job"], value) if of == "folder" else ""
             infrastructure = _infrastructure(value) if of == "error" else ""

@@ -77,6 +77,11 @@ def test_the_newest_run_is_first(client: TestClient) -> None:
     assert places == sorted(places)
 
 
+def test_a_run_says_at_once_how_much_of_what_fails_is_new(client: TestClient) -> None:
+    for path in ("/", f"/runs/{SECOND}"):
+        assert "Daily CI #1302 ✗ 30 failing, 24 new" in text(client.get(path).text)
+
+
 def test_a_run_leads_to_its_own_partition_in_dagster(client: TestClient) -> None:
     address = f"http://127.0.0.1:3000/assets/slack_report?view=partitions&amp;partition={SECOND}-1"
     assert f'href="{address}"' in client.get(f"/runs/{SECOND}").text
@@ -105,7 +110,7 @@ def test_a_run_says_what_it_was_compared_with(client: TestClient) -> None:
 
 
 def test_a_lost_artifact_is_told_on_its_runs_page(client: TestClient) -> None:
-    assert "PyTorch pipelines: single: no artifact" in text(client.get(f"/runs/{AMD}").text)
+    assert "PyTorch pipelines on single: no artifact" in text(client.get(f"/runs/{AMD}").text)
 
 
 def every_test(client: TestClient, run_id: int, **where: object) -> list[dict[str, Any]]:
@@ -167,6 +172,20 @@ def test_what_failing_tests_have_in_common_is_a_link_to_them(client: TestClient)
         assert len(failing) <= int(count) <= sum(len(test["devices"]) for test in failing) or shown["pages"] > 1
 
 
+def test_a_test_job_without_folders_counts_as_one(client: TestClient) -> None:
+    job = "run_pipelines_torch_gpu"
+    assert f"6 {job}" in text(client.get(f"/runs/{SECOND}").text)
+    assert {test["test_job"] for test in every_test(client, SECOND, folder=job)} == {job}
+
+
+def test_what_happened_to_tests_is_counted_in_the_order_in_which_they_are_listed(client: TestClient) -> None:
+    page = text(client.get(f"/runs/{SECOND}").text)
+    titles = re.findall(
+        r"(New failures|Fails with another error|Still failing|Fixed|Newly skipped|Not run any more)", page
+    )
+    assert titles[:6] == titles[6:] == list(dict.fromkeys(titles))
+
+
 def test_an_error_of_the_machines_is_marked_as_theirs(client: TestClient) -> None:
     assert "⚙ out of memory" in text(client.get(f"/runs/{SECOND}").text)
 
@@ -181,11 +200,11 @@ def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
     page = client.get(f"/runs/{AMD}").text
     [link] = re.findall(r'href="(/history[^"]*test_attention_outputs)"', page)
     history = text(client.get(link.replace("&amp;", "&")).text)
-    latest, _, every = history.partition("CI run Created")
+    latest, _, every = history.partition("CI run Device")
     assert every.count("✗ failed") == 2
     assert every.count("✓ passed") == 4
     assert latest.index("✗ failed") < latest.index("✓ passed")  # where it fails comes first
-    assert f"run {AMD}" in latest
+    assert "Daily CI #1302 multi ✓ passed" in every
 
 
 def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:

@@ -1,11 +1,11 @@
 -- How one test ended, the newest run first. LIMIT BY does what FINAL would, in less than half of the time.
 SELECT
     test.run_id AS run_id, test.run_attempt AS run_attempt, run_created_at, test_job, matrix_entry, device,
-    outcome, message, trace, seconds, head_sha, workflow_id, workflow_name, workflow_path, html_url
+    outcome, message, trace, seconds, head_sha, run_number, workflow_id, workflow_name, workflow_path, html_url
 FROM test_outcome AS test
 INNER JOIN
 (
-    SELECT run_id, run_attempt, version, head_sha, workflow_id, workflow_name, workflow_path, html_url
+    SELECT run_id, run_attempt, version, head_sha, run_number, workflow_id, workflow_name, workflow_path, html_url
     FROM ci_run
     WHERE repository = {repository:String}
     ORDER BY version DESC

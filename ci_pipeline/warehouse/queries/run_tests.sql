@@ -15,7 +15,7 @@ SELECT
 FROM test_of_run(repository = {repository:String}, run_id = {run_id:Int64})
 WHERE ({test_job:String} = '' OR test_job = {test_job:String})
     AND ({change:String} = '' OR change = {change:String})
-    AND ({folder:String} = '' OR matrix_entry = {folder:String})
+    AND ({folder:String} = '' OR if(matrix_entry = '', test_job, matrix_entry) = {folder:String})
     AND ({device:String} = '' OR device = {device:String})
     AND ({error:String} = '' OR error = {error:String})
     AND (positionCaseInsensitiveUTF8(node_id, {text:String}) > 0 OR positionCaseInsensitiveUTF8(trace, {text:String}) > 0)
