@@ -223,6 +223,14 @@ def test_a_file_that_may_not_be_attached_costs_nothing_else_and_is_attached_when
     assert texts(slack) == ["2 failures", "about models_bert", "about models_vit", "failures.txt"]
 
 
+def test_after_an_interruption_a_thread_goes_out_though_the_history_may_not_be_read(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger, down="HTTP 503")
+    slack_server.denied_scopes = {"conversations.history"}
+    assert [d.detail for d in deliver_pending(slack=slack, ledger=ledger)] == ["#ci: 4 posted"]
+
+
 class StallingServer(SlackServer):
     """Does what the request with this number asks for, and then never answers."""
 
