@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -133,14 +132,14 @@ def instant(text: str) -> datetime:
 
 
 def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63  # SQLite's integers
     return value if usable else None
 
 
 def count(value: Any) -> int | None:
     """A number of tests as sent, or None for what is none."""
     number = _number(value)
-    return int(number) if number is not None and 0 <= number < 2**63 and number == int(number) else None
+    return int(number) if number is not None and number >= 0 and number == int(number) else None
 
 
 def _without_nan(value: Any) -> Any:

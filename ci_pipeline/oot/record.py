@@ -117,7 +117,7 @@ def _counts(test_results: dict[str, Any] | None) -> dict[str, int]:
     }
     total = count(results.get("total"))
     if total is None and counts:
-        total = sum(counts.values())
+        total = count(sum(counts.values()))
     return counts if total is None else counts | {"total_tests": total}
 
 

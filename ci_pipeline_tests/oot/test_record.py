@@ -126,6 +126,8 @@ RULES: list[tuple[dict[str, Any], str, Any]] = [
     ({"status": "completed", "workflow__test_results": {"passed": -1}}, "passed_tests", NOT_SET),
     ({"status": "completed", "workflow__test_results": {"passed": 1.5}}, "passed_tests", NOT_SET),
     ({"status": "completed", "workflow__test_results": {"passed": 2**70}}, "passed_tests", NOT_SET),
+    ({"status": "completed", "workflow__test_results": {"passed": 10**400}}, "passed_tests", NOT_SET),
+    ({"status": "completed", "workflow__test_results": {"passed": 2**62, "failed": 2**62}}, "total_tests", NOT_SET),
     ({"status": "completed", "workflow__test_results": {"passed": 4.0}}, "passed_tests", 4),
     ({"status": "completed", "workflow__test_results": {"passed": 0}}, "passed_tests", 0),
     ({"status": "completed", "workflow__test_results": {}}, "total_tests", NOT_SET),
@@ -233,10 +235,12 @@ def test_failed_tests_are_kept_with_their_known_fields():
     tests = [
         {"name": "t1", "file": "a.py", "message": "boom", "stacktrace": "…", "duration_seconds": 1.5, "secret": "x"},
         {"name": "t2", "duration_seconds": "fast", "message": None},
+        {"duration_seconds": 10**400},
     ]
     assert json.loads(str(record(callback(workflow__failed_tests=tests))["failed_tests_json"])) == [
         {"name": "t1", "file": "a.py", "message": "boom", "stacktrace": "…", "duration_seconds": 1.5},
         {"name": "t2", "file": "", "message": "", "stacktrace": "", "duration_seconds": None},
+        {"name": "", "file": "", "message": "", "stacktrace": "", "duration_seconds": None},
     ]
 
 
