@@ -274,12 +274,12 @@ def test_an_event_without_its_sha_is_refused(client: TestClient):
     assert webhook(client, ["x"]).status_code == 400
 
 
-def test_a_webhook_with_githubs_default_content_type_is_told_the_right_one(client: TestClient):
-    body = b"payload=%7B%7D"
+@pytest.mark.parametrize(("body", "said"), [(b"payload=%7B%7D", "application/json"), (b"{", "not JSON")])
+def test_a_webhook_that_is_no_json_is_told_so(client: TestClient, body: bytes, said: str):
     signature = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-    headers = {"X-Hub-Signature-256": signature}
+    headers = {"X-Hub-Signature-256": signature, "X-GitHub-Event": "push", "X-GitHub-Delivery": "delivery-1"}
     answer = client.post("/github/webhook", content=body, headers=headers)
-    assert (answer.status_code, "application/json" in answer.json()["detail"]) == (400, True)
+    assert (answer.status_code, said in answer.json()["detail"]) == (400, True)
 
 
 def test_without_a_secret_no_webhook_is_believed(settings: OotSettings):

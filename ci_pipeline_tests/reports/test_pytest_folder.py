@@ -232,6 +232,41 @@ def test_an_entry_without_a_place_does_not_shift_the_traces_of_others(report_of:
     assert [o.trace for o in report.outcomes] == ["E: m", "(line 22)  K: b", "(line 33)  V: c"]
 
 
+@pytest.mark.parametrize(
+    ("messages", "crashes", "expected"),
+    [
+        (
+            ("A: a", "B: b", "C: c"),
+            ("1: A: a", "3: C: c", "2: B: b"),
+            ("(line 1)  A: a", "(line 2)  B: b", "(line 3)  C: c"),
+        ),
+        (("A: a", ""), ("1: A: a", "2: B: b"), ("(line 1)  A: a", "(line 2)  B: b")),
+        (("A: a", "A: a"), ("1: A: a", "1: A: a", "2: A: a", "2: A: a"), ("(line 1)  A: a", "(line 2)  A: a")),
+        (("A: a", "A: a"), ("1: A: a", "2: A: a", "1: A: a", "2: A: a"), ("A: a", "A: a")),
+    ],
+    ids=["another order", "without a message", "each crash twice", "whose is whose"],
+)
+def test_a_test_has_the_crash_of_its_message_or_none(
+    report_of: Callable[..., TestReport], messages: tuple[str, ...], crashes: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    report = report_of(
+        stats=f"== {len(messages)} failed in 1.00s ==",
+        summary_short=HEADER + "".join(f"FAILED t.py::t{i}{m and f' - {m}'}\n" for i, m in enumerate(messages)),
+        failures_line="== FAILURES ==\n" + "".join(f"/r/t.py:{crash}\n" for crash in crashes),
+    )
+    assert tuple(o.trace for o in report.outcomes) == expected
+
+
+def test_a_place_in_a_message_is_not_where_the_test_failed(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 1 error in 1.00s ==",
+        summary_short=HEADER + "ERROR tests/c.py - ImportError: no",
+        errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\ntests/c.py:1: in <module>\n    import x\n"
+        "E   ImportError: no\nE   other.py:99: see there\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["(line 1)  ImportError: no"]
+
+
 def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
         stats="== 2 failed in 1.00s ==",
