@@ -358,11 +358,7 @@ def _outcomes(step: Step, run: CiRun, source: GitHubSource, scratch: Path) -> di
     for problem in source.fetch_artifacts(run.run_id, into, wanted):
         log.warning("Artifact %s of run %d: %s", problem.subject, run.run_id, problem.reason)
     artifacts = artifacts_in(into, step.profile, step.test_job) if into.is_dir() else ()
-    return {
-        (report.artifact.matrix_entry, report.artifact.device, outcome.node_id): outcome.outcome
-        for report in read_reports(into, artifacts, every_outcome=True)
-        for outcome in report.outcomes
-    }
+    return hub_files.outcomes_of(read_reports(into, artifacts, every_outcome=True))
 
 
 # --- what comes of it -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ci_pipeline.model import NO_DEVICE, TestKey
 from ci_pipeline.publish.slack_classic import ClassicReport, classic_report
 
 if TYPE_CHECKING:
-    from ci_pipeline.model import CiRun, EarlierRun, JobReport, TestReport
+    from ci_pipeline.model import CiRun, EarlierRun, JobReport, Outcome, TestReport
     from ci_pipeline.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -124,12 +124,7 @@ def results_diff(reports: Sequence[TestReport], previous: EarlierRun) -> dict[st
 
     null: the test did not run, or was skipped, of which pytest names only the place.
     """
-    now = {
-        (report.artifact.matrix_entry, report.artifact.device, outcome.node_id): outcome.outcome
-        for report in reports
-        for outcome in report.outcomes
-    }
-    before = previous.outcomes or {}
+    now, before = outcomes_of(reports), previous.outcomes or {}
     diff: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for where in sorted(now.keys() | before.keys()):
         entry, device, node_id = where
@@ -137,6 +132,16 @@ def results_diff(reports: Sequence[TestReport], previous: EarlierRun) -> dict[st
             change = {"previous": before.get(where), "current": now.get(where)}
             diff[entry or "tests"].setdefault(device or NO_DEVICE, {})[node_id] = change
     return dict(diff)
+
+
+def outcomes_of(reports: Iterable[TestReport]) -> dict[TestKey, Outcome]:
+    """How each test ended: that it was run again before is no end."""
+    return {
+        (report.artifact.matrix_entry, report.artifact.device, test.node_id): test.outcome
+        for report in reports
+        for test in report.outcomes
+        if test.outcome != "rerun"
+    }
 
 
 def errors_of(reports: Sequence[TestReport]) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ from ci_pipeline.publish.hub_files import (
     failures_of,
     read_results,
     render,
+    results_diff,
 )
 
 PROFILE = load_profile("transformers")
@@ -205,6 +206,13 @@ def test_the_diff_of_all_results_names_tests_and_nothing_else() -> None:
         }
     }
     assert "test_results_diff.json" not in contents(report), "only for the workflows that ask for it"
+
+
+def test_a_test_that_passed_when_it_was_run_again_has_passed() -> None:
+    again = [outcome(f"{BERT}::flaky", "passed"), outcome(f"{BERT}::flaky", "rerun")]
+    before: Any = {("models_bert", "single", f"{BERT}::flaky"): "passed"}
+    previous = EarlierRun(CiRun("huggingface/transformers", 1), "previous run", {}, before)
+    assert results_diff(again, previous) == {}
 
 
 # --- an earlier run's files
