@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 20.0
+"""Seconds for which an upload is tried again."""
+
 TIMEOUT = 60.0
 """Seconds that the Hub may be silent; huggingface_hub itself would wait for ever."""
 
@@ -50,7 +53,7 @@ class HubClient:
 
     where: Literal["hub", "outbox"] = "hub"
 
-    def __init__(self, token: str, endpoint: str = "https://huggingface.co", *, patience: float = 20.0) -> None:
+    def __init__(self, token: str, endpoint: str, *, patience: float = PATIENCE) -> None:
         self._token, self._endpoint, self._patience = token, endpoint, patience
 
     def upload(self, files: Mapping[str, bytes], *, repo_id: str, message: str) -> str:
@@ -188,9 +191,9 @@ def upload(
     *,
     repo_id: str,
     message: str,
-    endpoint: str = "https://huggingface.co",
+    endpoint: str,
     token: str,
-    patience: float = 20.0,
+    patience: float = PATIENCE,
 ) -> str:
     """Commit files to the dataset, which is created when it is missing; the commit's id.
 

@@ -21,7 +21,7 @@ class Delivered:
     already there. `url`: where a person finds it; a path in the outbox.
     """
 
-    where: Literal["slack", "hub", "outbox", "pending", "superseded"]
+    where: Literal["slack", "hub", "warehouse", "outbox", "pending", "superseded"]
     url: str = ""
     detail: str = ""  # one line for a person
     commit: str = ""  # of the Hub

@@ -95,8 +95,6 @@ def _block_to_markdown(block: Mapping[str, Any]) -> str:
     kind, text = block["type"], block.get("text")
     if kind == "header":
         return f"## {text['text']}" if text else ""
-    if kind == "divider":
-        return "---"
     elements = [*([text] if text else []), *block.get("elements", ()), *filter(None, [block.get("accessory")])]
     return (" · " if kind != "section" else "\n\n").join(filter(None, map(_element_to_markdown, elements)))
 

@@ -28,6 +28,9 @@ EVENT_TYPE = "ci_pipeline_report"
 TEXT_LIMIT = 12_000
 """Characters of a message's own text. Slack admits 40,000 and recommends less."""
 
+TIMEOUT = 30
+"""Seconds that Slack may be silent."""
+
 PATIENCE = 120
 """Seconds that one 429 may ask us to wait."""
 
@@ -41,7 +44,6 @@ DOWN = 60
 
 _BLOCKS_REFUSED = {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "too_many_blocks"}
 _TEMPORARY = {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited", "rate_limited"}
-
 
 _SDK_LOG = logging.Logger("slack_sdk", logging.CRITICAL)  # what it calls an error is tried again, and told by us
 
@@ -84,18 +86,18 @@ class SlackClient:
 
     where: Literal["slack", "outbox"] = "slack"
 
-    def __init__(self, token: str, api_url: str = "https://slack.com/api/", *, timeout: int = 30) -> None:
+    def __init__(self, token: str, api_url: str) -> None:
         from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, ServerErrorRetryHandler
 
         from ci_pipeline.publish.keep_alive import KeepAliveClient
 
         rate_limit = _rate_limit_handler()
         # After a lost answer nobody knows whether the message went out: only calls that may be repeated are.
-        self._once = KeepAliveClient(token, api_url, timeout=timeout, retry_handlers=[rate_limit], logger=_SDK_LOG)
+        self._once = KeepAliveClient(token, api_url, timeout=TIMEOUT, retry_handlers=[rate_limit], logger=_SDK_LOG)
         self._web = KeepAliveClient(
             token,
             api_url,
-            timeout=timeout,
+            timeout=TIMEOUT,
             logger=_SDK_LOG,
             retry_handlers=[
                 rate_limit,

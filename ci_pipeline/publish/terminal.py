@@ -38,7 +38,6 @@ def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> No
 
 
 def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
-    from rich.rule import Rule
     from rich.styled import Styled
     from rich.text import Text
 
@@ -56,8 +55,6 @@ def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
             yield from _draw_buttons(block["elements"])
         case "header":
             yield Text(block["text"]["text"], "bold")
-        case "divider":
-            yield Rule(style="dim")
         case _:
             pass
 

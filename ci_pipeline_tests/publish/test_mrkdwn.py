@@ -70,12 +70,11 @@ def test_a_message_becomes_a_markdown_page():
             "elements": [{"type": "mrkdwn", "text": "*<https://x.test|run>*"}, {"type": "mrkdwn", "text": "main"}],
         },
         {"type": "section", "text": {"type": "mrkdwn", "text": "*a*\n```\nn  x\n```"}},
-        {"type": "divider"},
         {
             "type": "actions",
             "elements": [{"type": "button", "text": {"type": "plain_text", "text": "Go"}, "url": "https://x.test"}],
         },
     ]
     assert to_markdown(blocks) == (
-        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n---\n\n[Go](https://x.test)\n"
+        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n[Go](https://x.test)\n"
     )

@@ -47,11 +47,7 @@ def reported(case: str) -> tuple[JobReport, Any]:
     reports = read_reports(folder / "artifacts", available_artifacts(folder / "artifacts", PROFILE))
     matrix = parse_matrix(argument)
     report = job_report(CiRun("r", 19000000001), test_job, reports, jobs, PROFILE, matrix=matrix)
-    recorded = next(
-        folder.glob(
-            f"golden/ci_results_*/{PROFILE.test_to_result_name[PROFILE.job_to_test_map[test_job]]}_results.json"
-        )
-    )
+    recorded = next(folder.glob(f"golden/ci_results_*/{PROFILE.test_jobs[test_job].result_name}_results.json"))
     return report, json.loads(recorded.read_text("utf-8"))
 
 
