@@ -105,8 +105,8 @@ def ingest(run_ids: tuple[int, ...], post: bool, as_json: bool) -> None:
     from ci_pipeline import pipeline, whole_runs
 
     services = _services()
-    for line in pipeline.deliver_pending(services) if post else ():
-        click.echo(f"Kept before: {line}", err=True)
+    for what, place in pipeline.deliver_pending(services) if post else ():
+        click.echo(f"Kept before: {place.about(what)}", err=True)
     runs = map(services.source.run, run_ids) if run_ids else whole_runs.new_runs(services)
     _process(list(runs), services, post=post, as_json=as_json)
 

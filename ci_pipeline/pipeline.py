@@ -403,13 +403,15 @@ def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Servi
     return posted
 
 
-def keep(run_keys: Sequence[str], services: Services) -> str:
-    """Write the tables of processed runs to the warehouse, in place of what it has of them; says what became of it.
+def keep(run_keys: Sequence[str], services: Services) -> Delivered:
+    """Write the tables of processed runs to the warehouse, in place of what it has of them.
 
     While the warehouse is down, the runs are noted and go there with the next delivery.
     """
+    from ci_pipeline.publish.ledger import Delivered
+
     if services.settings.warehouse_url is None:
-        return "no warehouse is configured"
+        return Delivered("warehouse", detail="none is configured")
     rows = 0
     # A few runs in one insert: many small ones are slow, and all of a long range do not fit in memory.
     for first in range(0, len(run_keys), TOGETHER):
@@ -421,10 +423,10 @@ def keep(run_keys: Sequence[str], services: Services) -> str:
             log.warning("%s; %d CI runs are written to the warehouse later", error, len(waiting))
             for key in waiting:
                 services.ledger.write(f"{PENDING_ROWS}/{key}", {"run_key": key})
-            return f"pending: {error}"
+            return Delivered("pending", detail=str(error))
         for key in keys:
             services.ledger.remove(f"{PENDING_ROWS}/{key}")
-    return f"{rows} rows"
+    return Delivered("warehouse", detail=f"{rows} rows")
 
 
 def _insert(run_keys: Sequence[str], services: Services) -> int:
@@ -432,27 +434,25 @@ def _insert(run_keys: Sequence[str], services: Services) -> int:
 
     from ci_pipeline.warehouse.client import insert_runs
 
-    if services.warehouse is None:
-        return 0
+    warehouse = services.warehouse
+    assert warehouse is not None, "keep() has looked"
     tables = {
         there: pa.concat_tables([services.tables.read(here, key).replace_schema_metadata() for key in run_keys])
         for here, there in TABLES.items()
     }
-    insert_runs(services.warehouse, tables)
+    insert_runs(warehouse, tables)
     return sum(table.num_rows for table in tables.values())
 
 
-def deliver_pending(services: Services) -> list[str]:
-    """Try again what could not be delivered; a line for each."""
+def deliver_pending(services: Services) -> list[tuple[str, Delivered]]:
+    """Try again what could not be delivered: what became of rows, files and messages."""
     from ci_pipeline.publish import hub, thread
 
-    lines: list[str] = []
-    if run_keys := noted(PENDING_ROWS, services):
-        lines.append(f"warehouse: {keep(run_keys, services)}")
-    delivered = hub.deliver_pending(hub=services.hub, ledger=services.ledger)
-    lines += [place.about("files") for place in delivered]
-    delivered = thread.deliver_pending(slack=services.slack, ledger=services.ledger)
-    return lines + [place.about("messages") for place in delivered]
+    run_keys = noted(PENDING_ROWS, services)
+    delivered = [("rows", keep(run_keys, services))] if run_keys else []
+    delivered += [("files", place) for place in hub.deliver_pending(hub=services.hub, ledger=services.ledger)]
+    messages = thread.deliver_pending(slack=services.slack, ledger=services.ledger)
+    return delivered + [("messages", place) for place in messages]
 
 
 def noted(folder: str, services: Services) -> list[str]:
@@ -462,7 +462,7 @@ def noted(folder: str, services: Services) -> list[str]:
 
 def has_pending(services: Services) -> bool:
     """Whether there is something to deliver again."""
-    return any(services.ledger.names(folder) for folder in ("hub/pending", "slack/pending", PENDING_ROWS))
+    return any(map(services.ledger.names, ("hub/pending", "slack/pending", PENDING_ROWS)))
 
 
 def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Services) -> Delivered:

@@ -99,7 +99,7 @@ def process_run(run: CiRun, services: Services, *, post: bool = True, progress: 
     files = pipeline.upload(key, services)
     write(["hub_dataset_files"], files)
     lines = [place.about("files") for place in pipeline.placed(files)]
-    lines.append(f"warehouse: {pipeline.keep([key], services)}")
+    lines.append(pipeline.keep([key], services).about("rows"))
     done = processed_run(key, services)
     try:
         posted = pipeline.post_threads(done.threads, done.run, services) if post else {}

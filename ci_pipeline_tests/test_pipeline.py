@@ -266,11 +266,11 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
     down = deployment(CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:9/default")
     done = process_run(down.source.run(101), down)
-    assert any(line.startswith("warehouse: pending: ") for line in done.delivered)
+    assert any(line.startswith("rows: pending (") for line in done.delivered)
     assert pipeline.has_pending(down)
     assert whole_runs.expired(down) == set()
     up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
-    assert pipeline.deliver_pending(up) == ["warehouse: 13 rows"]
+    assert [place.about(what) for what, place in pipeline.deliver_pending(up)] == ["rows: warehouse (13 rows)"]
     assert not pipeline.has_pending(up)
 
 
@@ -288,6 +288,7 @@ def test_a_slack_that_is_down_is_asked_by_one_thread_of_a_run(
         assert [place.where for place in posted.values()] == ["pending", "pending"]
         assert len(slack.requests) == 1
         slack.faults.clear()
+        assert pipeline.has_pending(services)
         pipeline.deliver_pending(services)
         assert [message["text"] for message in slack.channel()] == ["models", "examples"]
 

@@ -282,7 +282,8 @@ def warehouse_tables(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> dg.MaterializeResult[Any]:
     keys = [key for key in context.partition_keys if services.is_processed(key)]
-    return dg.MaterializeResult(metadata={"CI runs": len(keys), "rows": pipeline.keep(keys, services)})
+    place = pipeline.keep(keys, services)
+    return dg.MaterializeResult(metadata={"CI runs": len(keys), place.where: place.detail})
 
 
 # --- for all of them ------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ class Undelivered(Exception):
 
 @dg.op
 def deliver_pending(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
-    lines = pipeline.deliver_pending(services)
-    for line in lines:
-        context.log.info(line)
-    if waiting := [line for line in lines if ": pending" in line]:
+    delivered = pipeline.deliver_pending(services)
+    for what, place in delivered:
+        context.log.info(place.about(what))
+    if waiting := [place.about(what) for what, place in delivered if place.where == "pending"]:
         raise Undelivered("; ".join(waiting))
 
 

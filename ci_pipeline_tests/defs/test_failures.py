@@ -174,7 +174,7 @@ def test_slack_hears_that_what_waits_cannot_be_delivered(
     cursor = look(machine)
     [text] = [text for path, text in machine.messages().items() if path != report]
     assert text.startswith("❌ deliver fails since ")
-    assert "\ndeliver_pending: warehouse: pending: " in text
+    assert "\ndeliver_pending: rows: pending (" in text
     assert text.endswith(f"Mend that, and re-execute the run: http://dagster.example/runs/{last.run_id}")
     assert deliver(warehouse_url).success
     look(machine, cursor)
