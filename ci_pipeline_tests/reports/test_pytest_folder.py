@@ -241,10 +241,11 @@ def test_an_entry_without_a_place_does_not_shift_the_traces_of_others(report_of:
             ("(line 1)  A: a", "(line 2)  B: b", "(line 3)  C: c"),
         ),
         (("A: a", ""), ("1: A: a", "2: B: b"), ("(line 1)  A: a", "(line 2)  B: b")),
+        (("A: ab...", "B: b"), ("2: B: b", "1: A: abc"), ("(line 1)  A: abc", "(line 2)  B: b")),
         (("A: a", "A: a"), ("1: A: a", "1: A: a", "2: A: a", "2: A: a"), ("(line 1)  A: a", "(line 2)  A: a")),
         (("A: a", "A: a"), ("1: A: a", "2: A: a", "1: A: a", "2: A: a"), ("A: a", "A: a")),
     ],
-    ids=["another order", "without a message", "each crash twice", "whose is whose"],
+    ids=["another order", "without a message", "cut", "each crash twice", "whose is whose"],
 )
 def test_a_test_has_the_crash_of_its_message_or_none(
     report_of: Callable[..., TestReport], messages: tuple[str, ...], crashes: tuple[str, ...], expected: tuple[str, ...]
@@ -257,14 +258,40 @@ def test_a_test_has_the_crash_of_its_message_or_none(
     assert tuple(o.trace for o in report.outcomes) == expected
 
 
-def test_a_place_in_a_message_is_not_where_the_test_failed(report_of: Callable[..., TestReport]) -> None:
+@pytest.mark.parametrize(
+    ("traceback", "trace"),
+    [
+        ("c.py:1: in <module>\nE   ImportError: no\nE   other.py:9: see there\n", "(line 1)  ImportError: no"),
+        ('lib.py:7: in x\nE     File "/c.py", line 3\nE   SyntaxError: invalid\n', "(line 3)  SyntaxError: invalid"),
+        ("E   OSError: nowhere\n", "OSError: nowhere"),
+    ],
+    ids=["a place in the message", "a syntax error", "no place"],
+)
+def test_where_an_error_happened_is_the_last_place_that_its_traceback_names(
+    report_of: Callable[..., TestReport], traceback: str, trace: str
+) -> None:
     report = report_of(
         stats="== 1 error in 1.00s ==",
-        summary_short=HEADER + "ERROR tests/c.py - ImportError: no",
-        errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\ntests/c.py:1: in <module>\n    import x\n"
-        "E   ImportError: no\nE   other.py:99: see there\n",
+        summary_short=HEADER + "ERROR tests/c.py",
+        errors=f"== ERRORS ==\n_____ ERROR collecting tests/c.py _____\n{traceback}",
     )
-    assert [o.trace for o in report.outcomes] == ["(line 1)  ImportError: no"]
+    assert [o.trace for o in report.outcomes] == [trace]
+
+
+def test_an_empty_file_that_need_not_be_there_is_no_problem(report_of: Callable[..., TestReport]) -> None:
+    summary = HEADER + "FAILED t.py::t - E: m"
+    report = report_of(stats="= 1 failed in 1.00s =", summary_short=summary, failures_line="", captured_info="\n")
+    assert report.problems == ()
+
+
+def test_a_test_took_its_setup_its_call_and_its_teardown(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 passed in 9.00s ==",
+        summary_short=HEADER + "PASSED t.py::t\nPASSED t.py::quick\n",
+        durations="0.50s setup    t.py::t\n1.25s call     t.py::t\n0.25s teardown t.py::t\n(1 hidden)",
+        every_outcome=True,
+    )
+    assert [(o.node_id, o.seconds) for o in report.outcomes] == [("t.py::t", 2.0), ("t.py::quick", None)]
 
 
 def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable[..., TestReport]) -> None:
