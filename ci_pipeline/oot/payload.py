@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
 )
 
@@ -209,6 +211,13 @@ class FailedTest(_Part):
     duration_seconds: Annotated[float | None, BeforeValidator(_number), WithJsonSchema({})] = None
 
 
+def _first(tests: Any, validate: Callable[[Any], Any]) -> Any:
+    """Only those that are kept are looked at: two megabytes of others are counted, and keep nobody waiting."""
+    if not isinstance(tests, list):
+        return validate(tests)
+    return [*validate(tests[:MAX_FAILED_TESTS]), *tests[MAX_FAILED_TESTS:]]
+
+
 class Workflow(_Part):
     model_config = ConfigDict(
         json_schema_extra={
@@ -235,7 +244,7 @@ class Workflow(_Part):
     started_at: _Time = ""
     completed_at: _Time = ""
     test_results: dict[str, Any] | None = None
-    failed_tests: list[FailedTest] | None = None
+    failed_tests: Annotated[list[FailedTest] | None, WrapValidator(_first)] = None
     artifact_url: Annotated[str, Field(max_length=2048), *_address("https")] = ""
     environment: Annotated[dict[str, Any] | None, AfterValidator(_without_nan)] = None
 

@@ -258,8 +258,8 @@ def test_a_message_of_exactly_its_limit_is_not_cut():
     assert test["message"] == "x" * 1024
 
 
-def test_the_first_thousand_failed_tests_are_kept_and_the_rest_is_counted():
-    tests = [{"name": f"t{n}"} for n in range(1234)]
+def test_the_first_thousand_failed_tests_are_kept_and_the_rest_is_counted_without_a_look():
+    tests = [*({"name": f"t{n}"} for n in range(1000)), *["whatever"] * 234]
     kept = json.loads(str(record(callback(workflow__failed_tests=tests))["failed_tests_json"]))
     assert [test["name"] for test in kept] == [f"t{n}" for n in range(1000)]
     assert kept[-1]["omitted"] == 234
