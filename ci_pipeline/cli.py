@@ -31,10 +31,9 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if not (type(error).__module__.startswith("ci_pipeline.") or isinstance(error, OSError)):
-                raise
-            if ctx.params["verbose"]:
-                raise
+            ours = type(error).__module__.startswith("ci_pipeline.") or isinstance(error, OSError)
+            if not ours or ctx.params["verbose"] or isinstance(error, BrokenPipeError):
+                raise  # click ends quietly when nobody reads on: `| head`
             text = str(error)
             if isinstance(error, OSError) and error.filename:
                 text = f"{error.filename}: {error.strerror}"

@@ -168,9 +168,10 @@ def load_profile(name: str) -> Profile:
         raise SettingsError(
             f"CI_PIPELINE_PROFILE: no profile {name!r}: name one of {', '.join(known)}, or the path of a TOML file"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"CI_PIPELINE_PROFILE: {name}: not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        # A mistyped key is unknown, and the one that was meant is missing: name what is written.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"CI_PIPELINE_PROFILE: {name}: {where}: {first['msg']}") from None

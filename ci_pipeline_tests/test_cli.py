@@ -99,6 +99,15 @@ def test_a_file_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert run("ingest").output == "Error: /dev/null/home/inbox: Not a directory\n"
 
 
+def test_a_reader_that_goes_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "ci_pipeline.cli", "completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_with_verbose_an_error_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI_PIPELINE_SOURCE", "ftp://nowhere")
     assert type(run("-v", "ingest").exception).__name__ == "SettingsError"

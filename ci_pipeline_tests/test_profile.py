@@ -38,14 +38,16 @@ def test_the_first_rule_that_fits_names_the_category():
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("name = ", "TOML"),
-        ('name = "x"', "repository"),
-        ('name = "x"\nrepository = "a/b"\ncategories = []\ncolour = 1\n[devices]\n[test_jobs]', "colour"),
+        (b"name = ", "TOML"),
+        (b'name = "\xff"', "TOML: .*0xff"),
+        (b'name = "x"', "repository"),
+        (b'name = "x"\nrepositry = "a/b"', "repositry"),
+        (b'name = "x"\nrepository = "a/b"\ncategories = []\ncolour = 1\n[devices]\n[test_jobs]', "colour"),
     ],
 )
-def test_a_file_that_is_no_profile_is_one_line_that_names_what_is_wrong(tmp_path: Path, text: str, names: str):
+def test_a_file_that_is_no_profile_is_one_line_that_names_what_is_wrong(tmp_path: Path, text: bytes, names: str):
     file = tmp_path / "bad.toml"
-    file.write_text(text)
+    file.write_bytes(text)
     with pytest.raises(SettingsError, match=names) as caught:
         load_profile(str(file))
     assert "\n" not in str(caught.value)
