@@ -308,7 +308,7 @@ class _Thread:
         known = [f.row for f in failing if f.row and not f.is_new]
         if known:
             oldest = min(known, key=lambda row: (row.since is None, row.since, row.since_run_id))
-            since = " ".join(filter(None, (_day(oldest.since), f"(run {self._run_link(oldest.since_run_id)})")))
+            since = link(self._run_url(oldest.since_run_id), _day(oldest.since) or f"run {oldest.since_run_id}")
             different = self.changes["changed_error"]
             yield f"*Known:* {len(known):,}, the oldest since {since}" + (
                 f"; {different:,} of them fail in another way now" if different else ""
@@ -543,9 +543,6 @@ class _Thread:
         number = f" #{run.run_number}" if run.run_number else f" {run.run_id}"
         day = f" of {_day(run.created_at)}" if run.created_at else ""
         return link(run.html_url or self._run_url(run.run_id), f"{earlier.label}{number}") + day
-
-    def _run_link(self, run_id: int) -> str:
-        return link(self._run_url(run_id), str(run_id))
 
     def _run_url(self, run_id: int) -> str:
         return f"{self.profile.web_url}/{self.report.run.repository}/actions/runs/{run_id}"

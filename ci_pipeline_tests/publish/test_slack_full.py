@@ -111,7 +111,7 @@ def test_new_and_known_failures_are_told_apart(profile: Profile):
     assert verdict(thread) == "❌ Models: 1 new failure, 1 known"
     main = text_of(thread.main)
     assert "*New:* 1 — bert 1" in main
-    assert "the oldest since 9 Nov 2025" in main
+    assert re.search(r"the oldest since <https://[^|]*/actions/runs/\d+\|9 Nov 2025>", main)
     assert "|previous run #1202> of 9 Nov 2025" in main
 
 
