@@ -109,6 +109,42 @@ def test_every_outcome_is_there_when_asked_for(report_of: Reader) -> None:
         ("tests/models/test_a.py::TestA::test_ok[a - b]", "passed", 0.001)
     ]
     assert [o.outcome for o in report.outcomes] == ["passed", "failed", "skipped", "xfailed", "error"]
+    assert [o.message for o in report.outcomes][2:4] == ["no gpu", "known bug"]
+
+
+@pytest.mark.parametrize(
+    ("case", "node_id"),
+    [
+        ('file="tests/test_a.py" classname="tests.test_a.TestA"', "tests/test_a.py::TestA::t"),
+        ('file="tests/a.py" classname="tests.a"', "tests/a.py::t"),
+        ('file="/r/tests/test_a.py" classname="tests.test_a.TestA"', "tests/test_a.py::TestA::t"),
+        ('classname="tests.a_test.TestA"', "tests/a_test.py::TestA::t"),
+        ('classname="tests.test_models.test_a.TestA.TestB"', "tests/test_models/test_a.py::TestA::TestB::t"),
+        ('classname="lib.A"', "lib.A::t"),
+        ("", "t"),
+    ],
+)
+def test_a_test_is_named_as_pytest_names_it(report_of: Reader, case: str, node_id: str) -> None:
+    report = report_of(
+        {"a.xml": f'<testsuite name="pytest"><testcase name="t" {case}/></testsuite>'}, every_outcome=True
+    )
+    assert [o.node_id for o in report.outcomes] == [node_id]
+
+
+@pytest.mark.parametrize("time", ["", "soon", "nan", "-1", "1e400"])
+def test_a_suite_that_does_not_say_how_long_it_took_took_as_long_as_its_tests(report_of: Reader, time: str) -> None:
+    cases = "".join(
+        f'<testcase name="{name}" time="{took}"/>' for name, took in (("a", "0.25"), ("b", "0.5"), ("c", time))
+    )
+    report = report_of({"a.xml": f'<testsuite time="{time}">{cases}</testsuite>'}, every_outcome=True)
+    assert report.counts == Counts(3, seconds=0.75)
+    assert [o.seconds for o in report.outcomes] == [0.25, 0.5, None]
+
+
+def test_a_place_may_come_after_other_output(report_of: Reader) -> None:
+    failure = '<failure message="Failed">=== RUN TestB\n    b_test.go:11: expected 1</failure>'
+    report = report_of({"a.xml": f'<testsuite><testcase name="t">{failure}</testcase></testsuite>'})
+    assert report.outcomes[0].trace.startswith("(line 11)  ")
 
 
 def test_a_suite_that_is_in_two_files_counts_once(report_of: Reader) -> None:
@@ -177,6 +213,13 @@ def test_a_file_that_cannot_be_trusted_is_a_problem(report_of: Reader, text: str
     report = report_of({"a.xml": text})
     assert report.counts is None
     assert report.problems[0].reason.startswith(reason)
+
+
+def test_a_file_that_cannot_be_read_is_a_problem(report_of: Reader, tmp_path: Path) -> None:
+    (tmp_path / "a.xml").symlink_to("nowhere.xml")
+    report = report_of({"b.xml": GO})
+    assert [problem.reason for problem in report.problems] == ["a.xml cannot be read: No such file or directory"]
+    assert [o.node_id for o in report.outcomes] == ["acme.com/pkg::TestB"]
 
 
 def test_what_was_read_before_the_file_breaks_is_kept(report_of: Reader) -> None:

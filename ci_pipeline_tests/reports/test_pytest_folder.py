@@ -310,7 +310,8 @@ def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable
 def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
         stats="== 2 failed, 1 error in 1.00s ==",
-        failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x _____\na.py:12: E\n_____ test_y _____\nb.py:3: E\n",
+        failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x _____\nc.py:9: in f\n_ _ _ _ _ _\na.py:12: E\n"
+        "_____ test_y _____\nb.py:3: E\n",
         errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\ntests/c.py:1: in <module>\nE   ImportError: no",
     )
     assert [(o.node_id, o.outcome, o.trace) for o in report.outcomes] == [
