@@ -135,10 +135,10 @@ def read_pytest_folder(folder):
     summary = (folder / "summary_short.txt").read_text("utf-8", "replace")
     stats = folder / "stats.txt"
     closing = stats.read_text("utf-8", "replace") if stats.is_file() else ""
-    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", closing)}
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", closing)}
     counts = {
         "passed": found.get("passed", 0),
-        "failed": found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0),
+        "failed": found.get("failed", 0) + found.get("error", 0),
         "skipped": found.get("skipped", 0),
     }
     failed = []
@@ -147,7 +147,7 @@ def read_pytest_folder(folder):
         if match:
             name, message = match.group(1), match.group(2) or ""
             failed.append({"name": name, "file": name.split("::")[0], "message": cut(message, MESSAGE_BYTES)})
-    return counts, failed
+    return counts if found else {}, failed
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

@@ -172,6 +172,18 @@ def test_a_pytest_report_folder_says_what_failed(job: dict[str, str], relay: tup
     assert names == ["tests/test_a.py::test_bad[a b]", "tests/test_b.py"]
 
 
+def test_without_the_line_that_counts_them_tests_are_not_counted(
+    job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path
+):
+    (tmp_path / "summary_short.txt").write_text("FAILED tests/test_a.py::test_bad\n")
+    report(job, STATUS="in_progress")
+    report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(tmp_path))
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    assert "passed_tests" not in record
+    assert "test_bad" in str(record["failed_tests_json"])
+
+
 def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay: tuple[str, Relay]):
     done = report(job, STATUS="completed", CONCLUSION="success", NIGHTLY="b" * 40, UPSTREAM="org/upstream")
     assert json.loads(done.stdout)["status"] == "completed", done.stderr
