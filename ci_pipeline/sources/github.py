@@ -19,7 +19,7 @@ from functools import cache, cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import gidgethub
 import gidgethub.httpx
@@ -237,7 +237,7 @@ class GitHubSource:
         Raises:
             SourceError: a page could not be read; `read` holds the objects of the others.
         """
-        per_page = int(dict(parse_qsl(urlsplit(path).query))["per_page"])
+        per_page = min(limit, PER_PAGE)  # as the path says
         first = first or await self._get(path, key)
         total = first.get("total_count")
         pages = [objects(first, key)]
