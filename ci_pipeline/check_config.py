@@ -67,12 +67,7 @@ def check() -> Config:
 def _variables(model: type[Variables]) -> dict[str, tuple[str, ...]]:
     """The environment variables of each field."""
     aliases = {name: entry.validation_alias for name, entry in model.model_fields.items()}
-    return {
-        name: tuple(str(choice) for choice in alias.choices)
-        if isinstance(alias, AliasChoices)
-        else (str(alias or name),)
-        for name, alias in aliases.items()
-    }
+    return {name: tuple(map(str, alias.choices)) for name, alias in aliases.items() if isinstance(alias, AliasChoices)}
 
 
 def _settings(settings: Settings) -> list[Setting]:
