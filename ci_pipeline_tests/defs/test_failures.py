@@ -147,6 +147,21 @@ def test_what_works_again_is_said_in_the_same_message_and_the_next_breakdown_in_
     assert len(machine.messages()) == 2
 
 
+def test_what_works_again_after_it_was_switched_off_is_said_as_well(
+    machine: Machine, down: SerializableErrorInfo
+) -> None:
+    ticked(machine, "oot_callbacks", 7200, down)
+    cursor = look(machine)
+    state = switch(machine, "oot_callbacks", InstigatorStatus.DECLARED_IN_CODE)
+    machine.instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
+    cursor = look(machine, cursor)
+    machine.instance.update_instigator_state(state)
+    ticked(machine, "oot_callbacks", 60)
+    look(machine, cursor)
+    [text] = machine.messages().values()
+    assert text.startswith("✅ oot_callbacks works again: it failed from ")
+
+
 def test_a_sensor_that_was_switched_off_or_is_not_ours_is_not_watched(
     machine: Machine, down: SerializableErrorInfo
 ) -> None:
