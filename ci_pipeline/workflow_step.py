@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ci_pipeline.model import Problem
@@ -18,18 +18,19 @@ from ci_pipeline.settings import Settings, SettingsError, StepSettings, load_set
 
 @dataclass(frozen=True)
 class Step:
-    """A workflow step that reports one test job, whose artifacts are folders of `root`.
+    """A workflow step that reports one test job, whose artifacts are folders of `root`, its working directory.
 
-    `problems`: what of its arguments could not be understood; the report says so.
+    `matrix`: the folders that the test job was called with. `problems`: what of its arguments could not be understood;
+    the report says so.
     """
 
     settings: Settings
     env: StepSettings
     profile: Profile
     test_job: str
-    matrix: Sequence[str] = ()
-    problems: Sequence[Problem] = ()
-    root: Path = field(default_factory=Path.cwd)
+    matrix: Sequence[str]
+    problems: Sequence[Problem]
+    root: Path
 
     @property
     def job(self) -> TestJob:
@@ -78,14 +79,13 @@ class Step:
         return f"{self.web_url}/actions/runs/{self.env.github_run_id}" if self.env.github_run_id else ""
 
 
-def workflow_step(matrix: str = "", root: Path | None = None) -> Step:
-    """The step that this process runs in. `matrix`: the folders that the test job was called with.
+def workflow_step(matrix: str = "") -> Step:
+    """The step that this process runs in. `matrix`: as `parse_matrix` reads it.
 
     Raises:
         SettingsError: a setting is wrong; one line.
     """
-    settings, root = load_settings(), root or Path.cwd()
-    env = load_step_settings()
+    settings, env, root = load_settings(), load_step_settings(), Path.cwd()
     profile = load_profile(settings.profile)
     problems: list[Problem] = []
     test_job = env.ci_test_job or _job_of_most_artifacts(root, profile)

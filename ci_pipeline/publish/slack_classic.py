@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -360,25 +360,19 @@ class ClassicReport:
 
     def failure_list(self, failures: Sequence[TestKey], *, to_truncate: bool = True) -> str:
         """Failing tests, each with the jobs it fails in, one paragraph per test; as mrkdwn, or whole for a file."""
+        job_links = cache(self._job_links)  # a broken driver makes as many lines as there are tests
         devices: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for entry, device, node_id in failures:
             devices[entry, node_id].append(device)
         entries = (
-            f"{self._job_links(entry, tuple(on))}\n{clip(escape(node_id), NAME_LIMIT) if to_truncate else node_id}\n\n"
+            f"{job_links(entry, tuple(on))}\n{clip(escape(node_id), NAME_LIMIT) if to_truncate else node_id}\n\n"
             for (entry, node_id), on in devices.items()
         )
         return entries_that_fit(entries, limit=ENTRIES_LIMIT if to_truncate else float("inf"))
 
     def _job_links(self, entry: str, devices: tuple[str, ...]) -> str:
-        if (entry, devices) not in self._links:
-            urls = self.results.get(entry, {}).get("job_link", {})
-            links = [link(urls.get(name, ""), name) for name in map(_device, devices)]
-            self._links[entry, devices] = "|".join(links) + " gpu"
-        return self._links[entry, devices]
-
-    @cached_property
-    def _links(self) -> dict[tuple[str, tuple[str, ...]], str]:
-        return {}  # a broken driver makes as many lines as there are tests
+        urls = self.results.get(entry, {}).get("job_link", {})
+        return "|".join(link(urls.get(name, ""), name) for name in map(_device, devices)) + " gpu"
 
     # --- the replies
 
