@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha1
@@ -199,10 +199,7 @@ def build(archive: Path) -> None:
             planned = list(test_steps(night))
             ran = [step for step in planned if step.artifact not in night.lost]
             exit_codes = dict(zip(ran, pool.map(partial(run_pytest, checkout, artifacts), ran), strict=True))
-            steps = [
-                TestStep(step.night, step.device, step.test_job, step.folder, exit_codes.get(step, 0))
-                for step in planned
-            ]
+            steps = [replace(step, exit_code=exit_codes.get(step, 0)) for step in planned]
             (root / "run.json").write_text(json.dumps(run_json(night), indent=1), "utf-8")
             (root / "jobs.json").write_text(json.dumps(jobs_json(night, steps), indent=1), "utf-8")
             warnings = artifacts / "warnings_in_ci" / "selected_warnings.json"
