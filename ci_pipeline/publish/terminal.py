@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ci_pipeline.publish.thread import SlackThread
 
 STYLES = {"bold": "bold", "italic": "italic", "strike": "strike", "code": "cyan"}
-LINK = "blue underline"
+LINK = "not dim bright_blue underline"
 MARKS = ("•", "⚠️", "🆕")
 REPLIES = 10
 WIDTH = 110
