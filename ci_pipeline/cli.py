@@ -241,19 +241,25 @@ def serve(host: str, port: int, pages: bool, relay: bool, hud_api: bool) -> None
         raise SystemExit(1)  # the log says why
 
 
-def _port(part: str, default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _port(part: str, default: int, of: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     envvar, port = f"{part.upper()}_PORT", click.IntRange(1, 65535)
     return click.option(
-        f"--{part}-port", default=default, envvar=envvar, type=port, show_default=True, show_envvar=True
+        f"--{part}-port",
+        default=default,
+        envvar=envvar,
+        type=port,
+        show_default=True,
+        show_envvar=True,
+        help=f"Port of {of}.",
     )
 
 
 @main.command()
 @click.option("--once", is_flag=True, help="Make the reports of what is in the inbox, then exit.")
 @click.option("--sample/--no-sample", default=True, help="Whether the bundled CI runs are put into the inbox.")
-@_port("dagster", 3000)
-@_port("hud", 3001)
-@_port("warehouse", 3002)
+@_port("dagster", 3000, "Dagster")
+@_port("hud", 3001, "the pages")
+@_port("warehouse", 3002, "the warehouse")
 def up(once: bool, sample: bool, dagster_port: int, hud_port: int, warehouse_port: int) -> None:
     """Run everything on this machine.
 
