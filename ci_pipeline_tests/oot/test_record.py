@@ -77,6 +77,9 @@ RULES: list[tuple[dict[str, Any], str, Any]] = [
     ({"payload__pull_request": ABSENT}, "pr_number", 0),
     ({"payload__pull_request": None}, "pr_number", 0),
     ({"payload": ABSENT}, "pr_number", 0),
+    # pr_author
+    ({"payload__pull_request": {"number": 7, "user": {"login": "ann"}}}, "pr_author", "ann"),
+    ({"payload__pull_request": {"number": 7, "user": None}}, "pr_author", NOT_SET),
     # pytorch_head_sha
     ({"payload__pull_request": None, "payload__head_sha": "b" * 40}, "pytorch_head_sha", "b" * 40),
     ({"payload__head_sha": "b" * 40}, "pytorch_head_sha", "a" * 40),
@@ -182,6 +185,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"workflow__check_run_id": None}, "workflow.check_run_id"),
     ({"workflow__check_run_id": True}, "workflow.check_run_id"),
     ({"workflow__check_run_id": {}}, "workflow.check_run_id"),
+    ({"workflow__check_run_id": 1.5}, "workflow.check_run_id"),
+    ({"workflow__check_run_id": -1}, "workflow.check_run_id"),
+    ({"workflow__check_run_id": 10**18}, "workflow.check_run_id"),
     ({"workflow__run_id": "a/b"}, "workflow.run_id"),
     ({"status": "completed", "workflow__conclusion": None}, "workflow.conclusion"),
     ({"status": "completed", "workflow__conclusion": ""}, "workflow.conclusion"),
@@ -224,7 +230,7 @@ def test_a_wrong_conclusion_is_answered_with_githubs_words():
         read(callback("completed", workflow__conclusion="great"))
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b'{"\\udcff":', b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_json_object_is_refused_at_once(body: bytes):
     with pytest.raises(Refused) as refused:
         read_callback(body)

@@ -35,7 +35,7 @@ def refusal(archive: Path, into: Path) -> str:
 
 def test_an_archive_is_unpacked_with_its_folders(tmp_path):
     archive = make_zip(
-        tmp_path / "a.zip", [("stats.txt", b"1 passed"), ("deep/er/x.txt", b"\xff\x00"), ("empty/", b"")]
+        tmp_path / "a.zip", [("./", b""), ("stats.txt", b"1 passed"), ("deep/er/x.txt", b"\xff\x00"), ("empty/", b"")]
     )
     assert unpack(archive, tmp_path / "out" / "report") == tmp_path / "out" / "report"
     assert everything_below(tmp_path / "out" / "report") == {"stats.txt": b"1 passed", "deep/er/x.txt": b"\xff\x00"}

@@ -68,6 +68,7 @@ def test_no_run_is_lost_and_none_is_given_twice(runs_with_delay, limit):
                 if done + delay <= minute
             ]
             page, cursor = Cursor.load(cursor.dump()).page(visible, limit)
+            assert len(page) <= limit
             given_runs += page
             if not page:
                 break

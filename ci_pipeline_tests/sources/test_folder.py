@@ -45,6 +45,7 @@ def test_without_run_json_the_run_is_made_of_the_folder(tmp_path):
     assert (run.run_id, run.run_attempt, run.status, run.repository) == (12, 2, "completed", "octo/demo")
     assert run.created_at
     assert run.created_at > before
+    assert run.updated_at == run.created_at
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
@@ -170,7 +171,7 @@ def test_what_cannot_be_had_is_a_problem_and_the_rest_is_fetched(tmp_path):
         tmp_path / "inbox",
         "12",
         jobs="not json",
-        artifacts={"good": {"a": ""}, "broken.zip": b"no zip", "evil.zip": zip_of({"../evil": "x"})},
+        artifacts={"good": {"a": ""}, "a:b": {"a": ""}, "broken.zip": b"no zip", "evil.zip": zip_of({"../evil": "x"})},
     )
     (folder / "artifacts/link").symlink_to("/etc")
     (folder / "artifacts/good/passwd").symlink_to("/etc/passwd")
@@ -179,7 +180,7 @@ def test_what_cannot_be_had_is_a_problem_and_the_rest_is_fetched(tmp_path):
     fetched = source.fetch(source.run(12), tmp_path / "run")
     assert fetched.artifact_names == ("good",)
     reasons = {problem.subject: problem.reason for problem in fetched.problems}
-    assert sorted(reasons) == ["broken", "evil", "good", "jobs", "link"]
+    assert sorted(reasons) == ["a:b", "broken", "evil", "good", "jobs", "link"]
     assert "passwd" in reasons["good"]
     assert not (tmp_path / "run/artifacts/good/passwd").exists()
 
@@ -216,11 +217,12 @@ def test_only_wanted_artifacts_are_fetched(tmp_path):
 
 
 def test_one_artifact_is_had_by_its_name(tmp_path):
-    put_run(tmp_path / "inbox", "12", artifacts={"report.zip": {"a": "b"}, "bad.zip": b""})
+    put_run(tmp_path / "inbox", "12", artifacts={"report.zip": {"a": "b"}, "bad.zip": b"", "a:b": {"a": ""}})
     source = source_of(tmp_path / "inbox")
     assert (source.artifact(12, "report", tmp_path / "out") / "a").read_text() == "b"
-    with pytest.raises(ArtifactRefused):
-        source.artifact(12, "bad", tmp_path / "out")
+    for name in ("bad", "a:b"):
+        with pytest.raises(ArtifactRefused):
+            source.artifact(12, name, tmp_path / "out")
     with pytest.raises(SourceError, match="no artifact 'other'"):
         source.artifact(12, "other", tmp_path / "out")
 
