@@ -15,7 +15,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
-from dagster._utils.__init__ import get_run_crash_explanation
+from dagster._utils import get_run_crash_explanation
 
 from ci_pipeline.run_worker import PROCESS, identity
 
