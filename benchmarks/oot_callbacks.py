@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from ci_pipeline.oot.lifecycle import Dispatch
@@ -100,6 +101,36 @@ class Load:
         writer.close()
 
 
+@contextlib.contextmanager
+def serving(
+    store: Path, repos: Sequence[str], issuer: OidcServer, workers: int = 1
+) -> Generator[tuple[subprocess.Popen[bytes], int]]:
+    """A relay that takes callbacks of these repositories into the store: its process, and its port."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "allowlist.yml").write_text("L2:\n" + "".join(f"- {repo}\n" for repo in repos))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        environment = {
+            **os.environ,
+            "CI_PIPELINE_OOT_STORE": f"sqlite:///{store}",
+            "CI_PIPELINE_OOT_ALLOWLIST": f"{folder}/allowlist.yml",
+            "CI_PIPELINE_OIDC_ISSUERS": json.dumps(issuer.issuer),
+            "CI_PIPELINE_RATE_LIMIT_PER_MIN": "10000000",
+        }
+        uvicorn = [sys.executable, "-m", "uvicorn", "--factory", RELAY, "--no-access-log", "--log-level", "warning"]
+        relay = subprocess.Popen([*uvicorn, "--port", str(port), "--workers", str(workers)], env=environment)
+        try:
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.1)
+            yield relay, port
+        finally:
+            relay.terminate()
+            relay.wait()
+
+
 def processes(relay: subprocess.Popen[bytes]) -> list[int]:
     """The relay and its workers."""
     children = Path(f"/proc/{relay.pid}/task/{relay.pid}/children").read_text().split()
@@ -151,47 +182,17 @@ def main() -> None:
         for repo, delivery in sorted({(repo, delivery) for repo, delivery, _ in jobs}):
             store.register_dispatch(Dispatch(delivery, repo, time.time()))
         store.close()
-        Path(folder, "allowlist.yml").write_text("L2:\n" + "".join(f"- {repo}\n" for repo in repos))
         each = 1 if args.one_token else args.callbacks // REPOS + 2
         expires = int(time.time()) + 86400
         tokens = {repo: [issuer.token(repo, jti=str(n), exp=expires) for n in range(each)] for repo in repos}
 
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        environment = {
-            **os.environ,
-            "CI_PIPELINE_OOT_STORE": f"sqlite:///{path}",
-            "CI_PIPELINE_OOT_ALLOWLIST": f"{folder}/allowlist.yml",
-            "CI_PIPELINE_OIDC_ISSUERS": json.dumps(issuer.issuer),
-            "CI_PIPELINE_RATE_LIMIT_PER_MIN": "1000000",
-        }
-        serve = [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "--factory",
-            RELAY,
-            "--port",
-            str(port),
-            "--workers",
-            str(args.workers),
-        ]
-        relay = subprocess.Popen([*serve, "--no-access-log", "--log-level", "warning"], env=environment)
-        try:
-            while True:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                time.sleep(0.1)
+        with serving(path, repos, issuer, args.workers) as (relay, port):
             started = cpu_seconds(relay)
             load = Load(port, jobs, tokens, args.body)
             start = time.perf_counter()
             memory = asyncio.run(drive(load, relay, args.connections, args.kill, args.callbacks))
             wall = time.perf_counter() - start
             cpu = (0.0 if args.kill else cpu_seconds(relay)) - started
-        finally:
-            relay.terminate()
-            relay.wait()
 
         ranked = sorted(load.seconds)
         print(f"{len(ranked)} callbacks of {args.body} KB, {args.connections} connections: {len(ranked) / wall:.0f}/s")

@@ -12,20 +12,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.dagster_latency import dagster_dev
-from benchmarks.oot_callbacks import RELAY, Load
+from benchmarks.oot_callbacks import Load, serving
 from ci_pipeline.oot.lifecycle import Dispatch
 from ci_pipeline.oot.sqlite_store import SqliteStore
 from ci_pipeline.warehouse.client import connect, migrate
@@ -69,37 +65,12 @@ def under_load(store: SqliteStore, client: Client, callbacks: int, connections: 
     jobs = [(REPO, f"delivery-{n // 10}", n) for n in range(callbacks // 2)]
     for delivery in sorted({delivery for _, delivery, _ in jobs}):
         store.register_dispatch(Dispatch(delivery, REPO, time.time()))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        OidcServer() as issuer,
-        socket.create_server(("127.0.0.1", 0)) as free,
-    ):
-        port = free.getsockname()[1]
-        free.close()
-        Path(folder, "allowlist.yml").write_text(f"L2: [{REPO}]\n")
-        environment = {
-            **os.environ,
-            "CI_PIPELINE_OOT_STORE": f"sqlite:///{store.path}",
-            "CI_PIPELINE_OOT_ALLOWLIST": f"{folder}/allowlist.yml",
-            "CI_PIPELINE_OIDC_ISSUERS": json.dumps(issuer.issuer),
-            "CI_PIPELINE_RATE_LIMIT_PER_MIN": "10000000",
-        }
+    with OidcServer() as issuer, serving(store.path, [REPO], issuer) as (_, port):
         tokens = {REPO: [issuer.token(REPO, exp=int(time.time()) + 86400)]}
-        serve = [sys.executable, "-m", "uvicorn", "--factory", RELAY, "--port", str(port), "--log-level", "warning"]
-        relay = subprocess.Popen([*serve, "--no-access-log"], env=environment)
-        try:
-            while True:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                time.sleep(0.1)
-            load = Load(port, jobs, tokens, kilobytes)
-            start = time.monotonic()
-            asyncio.run(load.run(connections))
-            rate = len(load.seconds) / (time.monotonic() - start)
-        finally:
-            relay.kill()
-            relay.wait()
+        load = Load(port, jobs, tokens, kilobytes)
+        start = time.monotonic()
+        asyncio.run(load.run(connections))
+        rate = len(load.seconds) / (time.monotonic() - start)
     acknowledged = time.monotonic()
     ours = f"startsWith(dynamoKey, '{REPO}/')"
     while client.command(f"SELECT countIf(status = 'completed') FROM oot_workflow_job FINAL WHERE {ours}") < len(jobs):

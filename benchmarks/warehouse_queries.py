@@ -1,15 +1,6 @@
 """What the embedded warehouse takes: inserting a run, and asking for a test's history and for a run's failures.
 
 python -m benchmarks.warehouse_queries [--rows 10000000] [--path FOLDER]
-
-On 2 cores that were busy with other work (load 5.8), among 10 million outcomes of 82 runs:
-
-    insert 123,000 outcomes               1029.8 ms median   1910.9 ms p95  123,000 rows
-    history of one test                     58.2 ms median    161.6 ms p95       82 rows
-    failing tests of one run                37.3 ms median    107.4 ms p95    1,234 rows
-    all that an earlier run knows          323.5 ms median    357.1 ms p95  123,000 rows
-    latest 50 runs                          15.5 ms median     20.8 ms p95       50 rows
-    on disk 73 MiB, memory of the server 419 MiB
 """
 
 from __future__ import annotations
@@ -91,7 +82,7 @@ def measure(what: str, call: Callable[[int], Any], times: int = 50) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--path", type=Path)
     options = parser.parse_args()
