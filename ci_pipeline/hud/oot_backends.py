@@ -291,9 +291,9 @@ class OotBackends:
             runs = self._asking.submit(self._ci_runs.latest, RUNS_OF_COMMIT, head_sha=sha) if sha else None
             place = {commit.head_sha: back for back, commit in enumerate(known)}
             newest: dict[str, Row] = {}
-            for row in sorted(rows, key=lambda row: place[row["pytorch_head_sha"]], reverse=True):
+            for row in sorted(rows, key=lambda row: place[row["pytorch_head_sha"]]):
                 if row["pytorch_head_sha"] == sha or not head_sha:
-                    newest[row["downstream_repo"]] = row
+                    newest.setdefault(row["downstream_repo"], row)
             shown = [row for row in rows if newest.get(row["downstream_repo"]) is row]
             found = sorted(commits(shown, oot.jobs(client, shown)), key=lambda commit: not commit.tally.red)
         return PullRequest(
