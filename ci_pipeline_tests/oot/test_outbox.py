@@ -193,6 +193,16 @@ def test_a_slow_hud_keeps_no_caller_longer_than_its_patience(tmp_path: Path, hud
         assert time.monotonic() - start < 3
 
 
+def test_while_the_hud_is_known_to_be_down_no_caller_waits(tmp_path: Path):
+    with (
+        closing(SqliteStore(tmp_path / "oot.sqlite")) as store,
+        closing(Outbox(store, "http://127.0.0.1:9", "token")) as down,
+    ):
+        start = time.monotonic()
+        assert not any(asyncio.run(down.advance(step(n), 0.0, lambda _, n=n: message(n))) for n in range(6))
+        assert time.monotonic() - start < 1.5
+
+
 def test_what_another_worker_left_behind_is_delivered_though_nobody_calls(
     tmp_path: Path, hud: HudServer, monkeypatch: pytest.MonkeyPatch
 ):
