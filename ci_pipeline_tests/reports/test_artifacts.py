@@ -4,7 +4,12 @@ import pytest
 
 from ci_pipeline.model import ArtifactName
 from ci_pipeline.profile import Profile, load_profile
-from ci_pipeline.reports.artifacts import available_artifacts, parse_artifact_name, parse_entry_artifact
+from ci_pipeline.reports.artifacts import (
+    available_artifacts,
+    parse_artifact_name,
+    parse_entry_artifact,
+    selected_warnings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +116,14 @@ def test_an_artifact_may_name_its_matrix_entry_alone(profile: Profile, name: str
 )
 def test_no_other_folder_is_taken_for_an_artifact_of_an_entry(profile: Profile, name: str) -> None:
     assert parse_entry_artifact(name, profile, "run_models_gpu", ["models_bert"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [(None, []), ('["a warning", 7]', ["a warning", "7"]), ("[]", []), ("[", []), ('{"a": 1}', []), ("\xff", [])],
+)
+def test_selected_warnings_are_a_list_or_none(tmp_path: Path, text: str | None, warnings: list[str]) -> None:
+    if text is not None:
+        (tmp_path / "warnings_in_ci").mkdir()
+        (tmp_path / "warnings_in_ci" / "selected_warnings.json").write_text(text, "latin-1")
+    assert selected_warnings(tmp_path) == warnings
