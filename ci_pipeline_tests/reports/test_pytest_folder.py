@@ -354,6 +354,27 @@ def test_ghosts_are_known_by_the_headlines_when_there_are_no_crash_lines(report_
     assert report.problems == ()
 
 
+def test_a_ghost_of_a_later_test_is_known_by_the_crash_lines(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED t.py::a - E: a\nFAILED t.py::b - not this\nFAILED t.py::b - K: b\n",
+        failures_line="== FAILURES ==\n/r/t.py:1: E: a\n/r/t.py:2: K: b\n",
+        every_outcome=True,
+    )
+    assert [(o.node_id, o.message, o.trace) for o in report.outcomes] == [
+        ("t.py::a", "E: a\nFAILED t.py::b - not this", "(line 1)  E: a"),
+        ("t.py::b", "K: b", "(line 2)  K: b"),
+    ]
+
+
+def test_where_nothing_else_tells_the_first_line_of_a_test_is_its_own(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 1 failed in 1.00s ==", summary_short=HEADER + "FAILED t.py::a - E: a\nFAILED t.py::a - not this\n"
+    )
+    assert [o.trace for o in report.outcomes] == ["E: a"]
+    assert report.problems == ()
+
+
 def test_subtests_are_reported_with_their_description(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
         stats="== 3 failed, 2 subtests passed in 1.00s ==",
