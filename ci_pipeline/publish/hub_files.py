@@ -76,10 +76,10 @@ def render(
 
 def _json(content: Any) -> bytes:
     try:
-        readable = to_json(content, indent=4)
-        return readable if len(readable) <= READABLE else to_json(content)
+        compact = to_json(content)  # first: it is a millisecond for most files, and of a huge one the only rendering
     except PydanticSerializationError:  # of a folder whose name is not UTF-8
         return json.dumps(content, indent=4).encode()
+    return compact if len(compact) > READABLE else to_json(content, indent=4)
 
 
 def captured_infos(report: JobReport) -> dict[str, Any]:
