@@ -45,6 +45,18 @@ def test_the_totals_of_two_machines_of_one_device_add_up() -> None:
     assert consistency.miscounted(*tables(REPORT, other)) == []
 
 
+def test_one_machine_of_two_that_was_killed_leaves_the_totals_open() -> None:
+    killed = replace(REPORT, artifact=replace(ARTIFACT, name="single-2", machine="single-2"), counts=None, outcomes=())
+    assert consistency.miscounted(*tables(replace(REPORT, outcomes=()), killed)) == []
+
+
+def test_what_one_machine_of_two_says_is_said() -> None:
+    problem = Problem("single-2", "the list of failures is cut off")
+    other = replace(REPORT, artifact=replace(ARTIFACT, name="single-2", machine="single-2"), problems=(problem,))
+    [found] = consistency.miscounted(*tables(REPORT, replace(other, outcomes=())))
+    assert found.said
+
+
 def test_without_totals_nothing_can_be_miscounted() -> None:
     assert consistency.miscounted(*tables(replace(REPORT, counts=None))) == []
 
@@ -70,5 +82,5 @@ def test_an_announced_artifact_that_is_not_there_is_missing_unless_its_job_was_s
         step = CiStep(f"Test suite reports artifacts: {name}", 9)
         return CiJob(1, name, "completed", conclusion, "https://github.com/o/r", steps=(step,))
 
-    jobs = (job("there", "success"), job("gone", "failure"), job("never began", "skipped"))
-    assert consistency.missing_artifacts(FetchedRun(RUN, jobs, ("there",))) == ["gone"]
+    jobs = (job("there", "success"), job("lost", "failure"), job("gone", "failure"), job("never began", "skipped"))
+    assert consistency.missing_artifacts(FetchedRun(RUN, jobs, ("there",))) == ["gone", "lost"]
