@@ -23,7 +23,7 @@ from ci_pipeline import earlier_runs
 from ci_pipeline.model import RED, CiRun, EarlierRun, FetchedRun, JobReport, JobResult, Problem, RunDiffRow, TestReport
 from ci_pipeline.services import TABLES, Services, worker_services
 from ci_pipeline.sources import SourceError
-from ci_pipeline.warehouse import WarehouseError
+from ci_pipeline.warehouse import WarehouseError, history
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,14 +107,6 @@ def ci_run_table(fetched: FetchedRun) -> pa.Table:
     own: dict[str, Any] = {name: [getattr(run, name, None) or ""] for name in CI_RUN.names}
     own |= {"run_number": [run.run_number], "workflow_id": [run.workflow_id], "problems": [problems]}
     return pa.table(own | run_key(run, 1), schema=CI_RUN)
-
-
-def ci_run_of(table: pa.Table) -> CiRun:
-    """The run that `ci_run_table` was made of."""
-    row: dict[str, Any] = table.to_pylist()[0]
-    known = {name: value for name, value in row.items() if name not in ("run_created_at", "problems", "conclusion")}
-    created_at = row["run_created_at"] if row["run_created_at"].timestamp() else None
-    return CiRun(**known, conclusion=row["conclusion"] or None, created_at=created_at)
 
 
 def read(run_key: str, services: Services) -> tuple[pa.Table, pa.Table]:
@@ -215,9 +207,8 @@ def with_since(run_diff: pa.Table, services: Services) -> pa.Table:
 
 def _known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
     there = [key for key in run_keys if services.tables.has("raw_artifacts", key)]
-    return earlier_runs.known_together(
-        [ci_run_of(services.tables.read("raw_artifacts", key)) for key in there], services
-    )
+    rows = [row for key in there for row in services.tables.read("raw_artifacts", key).to_pylist()]
+    return earlier_runs.known_together([history.run_of(row) for row in rows], services)
 
 
 def compared_with(run_diff: pa.Table) -> list[earlier_runs.Comparison]:

@@ -7,7 +7,7 @@ ClickHouse does not answer. Rows are mappings with the columns of `ci_pipeline.t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,26 +117,12 @@ def _rows(result: QueryResult) -> list[Row]:
 
 
 def _runs(result: QueryResult) -> list[KnownRun]:
-    return [
-        KnownRun(
-            CiRun(
-                repository=row["repository"],
-                run_id=row["run_id"],
-                run_attempt=row["run_attempt"],
-                run_number=row["run_number"],
-                workflow_id=row["workflow_id"],
-                workflow_name=row["workflow_name"],
-                workflow_path=row["workflow_path"],
-                event=row["event"],
-                status=row["status"],
-                conclusion=row["conclusion"] or None,
-                head_sha=row["head_sha"],
-                head_branch=row["head_branch"],
-                title=row["title"],
-                html_url=row["html_url"],
-                created_at=row["run_created_at"] if row["run_created_at"] != _NEVER else None,
-            ),
-            tuple(row["problems"]),
-        )
-        for row in result.named_results()
-    ]
+    return [KnownRun(run_of(row), tuple(row["problems"])) for row in result.named_results()]
+
+
+def run_of(row: Row) -> CiRun:
+    """The run that a row of `ci_run` tells of."""
+    known: dict[str, Any] = {field.name: row[field.name] for field in fields(CiRun) if field.name in row}
+    known["conclusion"] = row["conclusion"] or None
+    known["created_at"] = row["run_created_at"] if row["run_created_at"] != _NEVER else None
+    return CiRun(**known)
