@@ -62,6 +62,16 @@ def test_mrkdwn_is_taken_apart():
     ]
 
 
+def test_what_is_styled_may_hold_links_and_code_holds_none():
+    text = "*see <https://x.test|this> now* `<https://x.test|this>`"
+    assert [(s.text, s.style) for s in spans(text) if s.style] == [
+        ("see ", "bold"),
+        ("this", "link"),
+        (" now", "bold"),
+        ("<https://x.test|this>", "code"),
+    ]
+
+
 def test_a_message_becomes_a_markdown_page():
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": "1 failure"}},
@@ -70,11 +80,12 @@ def test_a_message_becomes_a_markdown_page():
             "elements": [{"type": "mrkdwn", "text": "*<https://x.test|run>*"}, {"type": "mrkdwn", "text": "main"}],
         },
         {"type": "section", "text": {"type": "mrkdwn", "text": "*a*\n```\nn  x\n```"}},
+        {"type": "section", "text": {"type": "plain_text", "text": "2 * 3"}},
         {
             "type": "actions",
             "elements": [{"type": "button", "text": {"type": "plain_text", "text": "Go"}, "url": "https://x.test"}],
         },
     ]
     assert to_markdown(blocks) == (
-        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n[Go](https://x.test)\n"
+        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n2 * 3\n\n[Go](https://x.test)\n"
     )
