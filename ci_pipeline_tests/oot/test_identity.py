@@ -88,6 +88,14 @@ def test_the_keys_of_an_issuer_may_be_in_a_file(issuer: OidcServer, tmp_path: Pa
     assert refusal(Verifier([nowhere], AUDIENCE), issuer.token()).status == 503
 
 
+@pytest.mark.parametrize("odd", [{"kid": "odd", "kty": "RSA", "n": "!", "e": "!"}, {"kid": "odd", "kty": "RSA"}, "odd"])
+def test_a_key_that_cannot_be_read_costs_no_other(issuer: OidcServer, tmp_path: Path, odd: Any):
+    keys = httpx2.get(f"{issuer.url}/.well-known/jwks").json()["keys"]
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [odd, *keys]}))
+    of_file = OidcIssuer(issuer=issuer.url, jwks_uri=(tmp_path / "jwks.json").as_uri())
+    assert identity(Verifier([of_file], AUDIENCE), issuer.token()).repo == "org/backend"
+
+
 def test_the_scheme_minds_no_case(issuer: OidcServer):
     assert identity(verifier(issuer), issuer.token(), "bearer").repo == "org/backend"
 
