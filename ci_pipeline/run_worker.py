@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
-PROCESS = "ci_pipeline/process"
-"""Tag of Dagster runs: the process that does it, as `identity` writes it."""
+PROCESS = ".dagster/ci_pipeline/process"
+"""Tag of Dagster runs, which its pages do not show: the process that does it, as `identity` writes it."""
 
 LIBRARIES = (
     "dagster._cli.api",
