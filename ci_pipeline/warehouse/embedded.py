@@ -209,7 +209,7 @@ def _application(engine: _Engine, host: str) -> Starlette:
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
 
-    limiter = CapacityLimiter(QUERIES_AT_ONCE)
+    limiter: list[CapacityLimiter] = []  # made in the event loop: outside of it, anyio wraps it in an adapter
 
     async def ping(request: Request) -> Response:
         return PlainTextResponse("Ok.\n")
@@ -220,11 +220,13 @@ def _application(engine: _Engine, host: str) -> Starlette:
             return PlainTextResponse("requests of web pages are refused\n", 403)
         if request.method == "GET" and "query" not in request.query_params:
             return PlainTextResponse("Ok.\n")
+        if not limiter:
+            limiter.append(CapacityLimiter(QUERIES_AT_ONCE))
         headers = request.headers
         small = "transfer-encoding" not in headers and int(headers.get("content-length", 0)) < _PIECE
         body = io.BytesIO(await request.body()) if small else io.BufferedReader(_Body(request.stream()), _PIECE)
         return await to_thread.run_sync(
-            engine.answer, request.method, request.query_params, request.headers, body, limiter=limiter
+            engine.answer, request.method, request.query_params, request.headers, body, limiter=limiter[0]
         )
 
     return Starlette(
