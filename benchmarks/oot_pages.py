@@ -9,16 +9,13 @@ Prints p50 and p95 of every query, and of every page its first byte, its end and
 from __future__ import annotations
 
 import argparse
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
-import uvicorn
 
 from ci_pipeline.hud.app import create_app
 from ci_pipeline.profile import load_profile
@@ -26,6 +23,7 @@ from ci_pipeline.settings import load_settings
 from ci_pipeline.warehouse import oot
 from ci_pipeline.warehouse.client import connect, migrate
 from ci_pipeline.warehouse.embedded import Embedded
+from ci_pipeline_tests.servers.application import serving
 
 BACKENDS = 30
 JOBS_OF_COMMIT = 12
@@ -123,11 +121,7 @@ def main() -> None:
             print(f"{name:26} {quantiles(query, args.repeat)}")
 
         settings = load_settings(CI_PIPELINE_HOME=folder, CI_PIPELINE_WAREHOUSE_URL=warehouse.url)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            server = uvicorn.Server(uvicorn.Config(create_app(settings, load_profile("pytorch")), log_level="warning"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-            thread.start()
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with serving(create_app(settings, load_profile("pytorch"))) as url:
             browser = httpx2.Client(base_url=url, timeout=60)  # as a browser does, over one connection
             for path in ("/oot", "/oot?days=30", f"/oot/{REPO}", f"/oot/{REPO}?view=nightlies", f"/pr/{number}"):
                 size = len(browser.get(path).content)
@@ -137,8 +131,6 @@ def main() -> None:
                         next(response.iter_raw())
 
                 print(f"{path:36} first byte {quantiles(first_byte, args.repeat)}  {size / 1000:.0f} KB")
-            server.should_exit = True
-            thread.join(10)
 
 
 if __name__ == "__main__":
