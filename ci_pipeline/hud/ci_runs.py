@@ -310,7 +310,7 @@ class CiRuns:
             rows = history.run_test_counts(client, run.repository, run.run_id, limit=COMMON)
         found: defaultdict[str, list[Common]] = defaultdict(list)
         order = list(CHANGES)
-        for row in sorted(rows, key=lambda row: order.index(row["value"]) if row["common"] == "change" else 0):
+        for row in sorted(rows, key=lambda row: _place(row["value"] if row["common"] == "change" else "", order)):
             of, value = row["common"], row["value"]
             ask = self.ask(row["test_job"], value) if of == "folder" else ""
             infrastructure = _infrastructure(value) if of == "error" else ""
