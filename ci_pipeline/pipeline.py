@@ -366,7 +366,8 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
             file_url=lambda name: urls.get(name, ""),
         ).thread()
     results = urls.get(f"{job.result_name}_results.json", "")
-    return slack_full.messages(report, profile, links=slack_full.Links(hub=folder, failures=results))
+    page = f"{pages}/runs/{run.run_id}" if (pages := services.settings.pages_url.rstrip("/")) else ""
+    return slack_full.messages(report, profile, links=slack_full.Links(folder, results, page))
 
 
 def post_threads(threads: Mapping[str, SlackThread], run: CiRun, services: Services) -> dict[str, Delivered]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -34,6 +35,16 @@ class SettingsError(ValueError):
 
 def _env(*names: str) -> AliasChoices:
     return AliasChoices(*names)
+
+
+def _web(url: str) -> str:
+    if url and not (url.startswith(("http://", "https://")) and urlsplit(url).netloc):
+        raise ValueError("must be an http(s) address")
+    return url
+
+
+WebAddress = Annotated[str, AfterValidator(_web)]
+"""An http(s) address, or "" for none."""
 
 
 class Variables(BaseModel):
@@ -64,8 +75,9 @@ class Settings(Variables):
         "embedded", validation_alias=_env("CI_PIPELINE_WAREHOUSE_ENGINE")
     )
 
-    # Where people find Dagster: the pages link to it.
-    dagster_url: str = Field("", validation_alias=_env("CI_PIPELINE_DAGSTER_URL"))
+    # Where people find Dagster: the pages link to it. And where they find the pages: Slack reports link to them.
+    dagster_url: WebAddress = Field("", validation_alias=_env("CI_PIPELINE_DAGSTER_URL"))
+    pages_url: WebAddress = Field("", validation_alias=_env("CI_PIPELINE_PAGES_URL"))
 
     github_api_url: str = Field("https://api.github.com", validation_alias=_env("GITHUB_API_URL"))
     github_server_url: str = Field("https://github.com", validation_alias=_env("GITHUB_SERVER_URL"))
@@ -156,18 +168,11 @@ class OotSettings(Settings):
     # A job in progress that says nothing for this long has timed out.
     oot_silent_hours: float = Field(6.0, gt=0, validation_alias=_env("CI_PIPELINE_OOT_SILENT_HOURS"))
     # Set where the HUD is another service: the relay sends it what it accepted.
-    hud_url: str = Field("", validation_alias=_env("CI_PIPELINE_HUD_URL"))
+    hud_url: WebAddress = Field("", validation_alias=_env("CI_PIPELINE_HUD_URL"))
 
     github_app_id: str = Field("", validation_alias=_env("GITHUB_APP_ID"))
     github_app_private_key: SecretStr | None = Field(None, validation_alias=_env("GITHUB_APP_PRIVATE_KEY"))
     github_webhook_secret: SecretStr | None = Field(None, validation_alias=_env("GITHUB_WEBHOOK_SECRET"))
-
-    @field_validator("hud_url")
-    @classmethod
-    def _web(cls, url: str) -> str:
-        if url and not (url.startswith(("http://", "https://")) and urlsplit(url).netloc):
-            raise ValueError("must be an http(s) address")
-        return url
 
     @field_validator("oidc_issuers", mode="before")
     @classmethod

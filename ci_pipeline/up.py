@@ -106,6 +106,7 @@ def _settings(ports: Ports) -> Settings:
         {
             "CI_PIPELINE_HOME": str(home),
             "CI_PIPELINE_DAGSTER_URL": f"http://{LOOPBACK}:{ports.dagster}",
+            "CI_PIPELINE_PAGES_URL": f"http://{LOOPBACK}:{ports.hud}",
             "DAGSTER_HOME": str(home / "dagster"),
             "DAGSTER_DISABLE_TELEMETRY": "1",
         }
@@ -379,8 +380,8 @@ def _answers(port: int) -> bool:
 def _print_addresses(settings: Settings, ports: Ports, console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, where in (
-        ("CI runs", f"http://{LOOPBACK}:{ports.hud}"),
-        ("Out-of-tree CI", f"http://{LOOPBACK}:{ports.hud}/oot"),
+        ("CI runs", settings.pages_url),
+        ("Out-of-tree CI", f"{settings.pages_url}/oot"),
         ("Dagster", settings.dagster_url),
         ("Messages", str(settings.outbox_path)),
         ("Source", settings.source_uri),

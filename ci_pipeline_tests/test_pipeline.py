@@ -68,6 +68,14 @@ def test_a_failing_test_goes_all_the_way_to_the_message(inbox: Path, deployment:
     assert results["models_bert"]["failures"]["single"][0]["trace"] == f"(line 42)  {ASSERT}"
 
 
+def test_the_report_links_to_the_runs_page_where_people_find_the_pages(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+    services = deployment(CI_PIPELINE_PAGES_URL="https://hud.example/ci/")
+    done = process_run(services.source.run(101), services)
+    buttons = done.threads["run_models_gpu"].main.blocks[-1]["elements"]
+    assert {b["text"]["text"]: b["url"] for b in buttons}["HUD"] == "https://hud.example/ci/runs/101"
+
+
 def test_each_run_is_compared_with_the_one_before_it(inbox: Path, deployment: Deployment) -> None:
     put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT, "test_c": ASSERT})}, day=FIRST)
     put_run(inbox, 102, {"models_bert": (["test_c"], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)

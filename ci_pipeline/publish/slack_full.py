@@ -66,6 +66,7 @@ class Links:
 
     hub: str = ""  # the folder of the result files
     failures: str = ""  # the file of all failures
+    page: str = ""  # the CI run's page
 
 
 class Failing(NamedTuple):
@@ -108,7 +109,7 @@ def with_buttons(thread: SlackThread, run: CiRun, links: Links) -> SlackThread:
     """The thread with buttons below its main message."""
     from slack_sdk.models.blocks import ActionsBlock, ButtonElement
 
-    targets = {"CI run": run.html_url, "All failures": links.failures, "Result files": links.hub}
+    targets = {"CI run": run.html_url, "HUD": links.page, "All failures": links.failures, "Result files": links.hub}
     buttons = [
         ButtonElement(text=label, url=url, action_id=f"open_{number}")
         for number, (label, url) in enumerate(targets.items())

@@ -184,11 +184,11 @@ def test_the_reading_says_whether_it_is_the_change_the_device_or_the_infrastruct
 def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
     step = CiStep(f"Test suite reports artifacts: single-gpu_{JOB}_models_bert_test_reports", 5)
     job = CiJob(1, "bert", conclusion="failure", html_url="https://github.com/x/job/1", steps=(step,))
-    links = Links(hub="https://hf.co/datasets/x", failures="javascript:alert(1)")
+    links = Links(hub="https://hf.co/datasets/x", failures="javascript:alert(1)", page="https://hud.example/runs/1")
     thread = thread_of(profile, {("models_bert", "single"): [("t.py::t", "E")]}, links, jobs=[job])
     assert "<https://github.com/x/job/1|Single>" in text_of(thread.replies[0])
     buttons = {b["text"]["text"]: b["url"] for b in thread.main.blocks[-1]["elements"]}
-    assert buttons == {"CI run": RUN.html_url, "Result files": links.hub}
+    assert buttons == {"CI run": RUN.html_url, "HUD": links.page, "Result files": links.hub}
 
 
 def test_the_links_of_a_machine_without_a_device_have_a_name_too(profile: Profile):
@@ -314,7 +314,7 @@ def test_slack_accepts_every_message(
     reports = [report_of(entry, device, failing) for (entry, device), failing in failures.items()]
     previous = earlier(dict(list(failures.items())[::2]), label=url)
     report = job_report(run, JOB, reports, (), profile, problems=problems, previous=previous)
-    thread = messages(report, profile, links=Links(url, url))
+    thread = messages(report, profile, links=Links(url, url, url))
     for message in (thread.main, *thread.replies):
         assert refusal({"text": message.text, "blocks": list(message.blocks)}) == ""
     assert 1 + len(thread.replies) + len(thread.files) <= MESSAGES
