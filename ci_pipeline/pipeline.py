@@ -453,8 +453,11 @@ def noted(folder: str, services: Services) -> list[str]:
 
 
 def has_pending(services: Services) -> bool:
-    """Whether there is something to deliver again."""
-    return any(map(services.ledger.names, ("hub/pending", "slack/pending", PENDING_ROWS)))
+    """Whether there is something to deliver again, and where to."""
+    folders = ["hub/pending", f"{services.slack.where}/pending"]
+    if services.settings.warehouse_url:
+        folders.append(PENDING_ROWS)
+    return any(map(services.ledger.names, folders))
 
 
 def report_failure(run_keys: Sequence[str], reasons: Sequence[str], services: Services) -> Delivered:
