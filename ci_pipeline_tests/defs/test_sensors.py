@@ -161,11 +161,12 @@ def test_a_partition_that_is_there_already_is_a_range_of_its_own(machine: Machin
 
 def test_what_could_not_be_delivered_is_tried_again(machine: Machine, warehouse_url: str) -> None:
     put_run(machine.inbox, 101, REPORTS)
-    machine.run("101-1", CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:9/default")
-    assert isinstance(deliveries(machine), dg.RunRequest)
+    down = "http://127.0.0.1:9/default"
+    machine.run("101-1", CI_PIPELINE_WAREHOUSE_URL=down)
+    assert isinstance(deliveries(machine, CI_PIPELINE_WAREHOUSE_URL=down), dg.RunRequest)
     up = machine.definitions(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
     assert up.resolve_job_def("deliver").execute_in_process(instance=machine.instance).success
-    assert isinstance(deliveries(machine), dg.SkipReason)
+    assert isinstance(deliveries(machine, CI_PIPELINE_WAREHOUSE_URL=warehouse_url), dg.SkipReason)
 
 
 def test_old_runs_are_pruned_with_their_partitions(machine: Machine) -> None:
@@ -202,8 +203,9 @@ def test_nothing_is_pruned_while_a_range_is_being_processed(machine: Machine) ->
     assert machine.instance.get_dynamic_partitions("ci_run") == keys
 
 
-def deliveries(machine: Machine) -> object:
-    return sensors.pending_deliveries(dg.build_sensor_context(machine.instance), services=machine.services())
+def deliveries(machine: Machine, **settings: object) -> object:
+    services = machine.services(**settings)
+    return sensors.pending_deliveries(dg.build_sensor_context(machine.instance), services=services)
 
 
 def make_old(machine: Machine, *keys: str) -> None:
