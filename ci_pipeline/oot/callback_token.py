@@ -11,7 +11,7 @@ _ALGORITHM = "HS256"
 _KIND = "oot-callback"
 
 
-def mint(dispatch: Dispatch, key: str, valid_days: float = 3.0) -> str:
+def mint(dispatch: Dispatch, key: str, valid_days: float) -> str:
     """A token over `{delivery_id, repo, pr_number, head_sha, dispatched_at}`, for `callback_token`."""
     claims = {
         "aud": _KIND,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -249,7 +250,7 @@ DISPATCH = Dispatch("delivery-1", "org/backend", 1e10, pr_number=7, head_sha="a"
 
 
 def minted(client: TestClient, dispatch: Dispatch = DISPATCH, key: str = "") -> str:
-    return callback_token.mint(dispatch, key or relay_of(client).store.signing_key().result())
+    return callback_token.mint(dispatch, key or relay_of(client).store.signing_key().result(), 3.0)
 
 
 def test_a_token_of_the_dispatch_is_good_for_all_its_jobs(dispatched: TestClient, issuer: OidcServer):
@@ -274,6 +275,7 @@ def test_a_token_is_consumed_by_completed(dispatched: TestClient, issuer: OidcSe
         {"delivery_id": "delivery-2"},
         {"repo": "org/other"},
         {"pr_number": 8},
+        {"pr_number": 0},  # a push
         {"head_sha": "b" * 40},
         {"dispatched_at": 1000.0},  # too long ago
     ],
@@ -283,6 +285,26 @@ def test_a_token_of_something_else_is_refused(dispatched: TestClient, issuer: Oi
     refused = send(dispatched, issuer, body)
     assert refused.status_code == 403
     assert "callback_token" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("changes", [{"repo": "Org/Backend"}, {"pr_number": None}, {"head_sha": ""}])
+def test_a_token_holds_nobody_to_what_its_dispatch_did_not_know(
+    dispatched: TestClient, issuer: OidcServer, changes: dict[str, Any]
+):
+    body = callback(callback_token=minted(dispatched, replace(DISPATCH, **changes)))
+    assert send(dispatched, issuer, body).status_code == 200
+
+
+def test_a_callback_with_a_token_need_not_say_what_it_is_about(dispatched: TestClient, issuer: OidcServer):
+    assert send(dispatched, issuer, callback(callback_token=minted(dispatched), payload={})).status_code == 200
+
+
+@pytest.mark.parametrize(("days_ago", "status"), [(2.9, 200), (3.1, 403)])
+def test_a_token_is_good_for_as_many_days_as_it_was_minted_for(
+    dispatched: TestClient, issuer: OidcServer, days_ago: float, status: int
+):
+    told = replace(DISPATCH, dispatched_at=time.time() - days_ago * 86400)
+    assert send(dispatched, issuer, callback(callback_token=minted(dispatched, told))).status_code == status
 
 
 def test_a_token_that_we_did_not_sign_is_refused(dispatched: TestClient, issuer: OidcServer):
