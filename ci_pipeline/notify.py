@@ -393,7 +393,8 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
 
         thread = slack_full.without_buttons(report, step.profile, "; ".join(earlier.not_compared.values()))
         results = uploaded()(f"{step.job.result_name}_results.json")
-        thread = slack_full.with_buttons(thread, report.run, slack_full.Links(failures=results))
+        links = slack_full.Links(failures=results, page=step.settings.run_page(report.run.run_id))
+        thread = slack_full.with_buttons(thread, report.run, links)
     else:
         replies = list(classic.replies())
         thread = SlackThread(replace(classic, file_url=uploaded()).main(), replies)

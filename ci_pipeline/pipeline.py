@@ -366,7 +366,7 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
             file_url=lambda name: urls.get(name, ""),
         ).thread()
     results = urls.get(f"{job.result_name}_results.json", "")
-    page = f"{pages}/runs/{run.run_id}" if (pages := services.settings.pages_url.rstrip("/")) else ""
+    page = services.settings.run_page(run.run_id)
     return slack_full.messages(report, profile, links=slack_full.Links(folder, results, page))
 
 

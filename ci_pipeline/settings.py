@@ -110,6 +110,10 @@ class Settings(Variables):
     def outbox_path(self) -> Path:
         return Path(self.outbox) if self.outbox else self.home / "outbox"
 
+    def run_page(self, run_id: int) -> str:
+        """Where people find a CI run among the pages; "" where nobody said where those are."""
+        return f"{self.pages_url.rstrip('/')}/runs/{run_id}" if self.pages_url else ""
+
 
 class BuildkitePipeline(BaseModel):
     """The repository that a pipeline speaks for, and the claims that its tokens must have."""

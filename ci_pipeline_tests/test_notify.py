@@ -358,9 +358,10 @@ def test_where_nobody_names_the_job_and_nothing_is_there_the_report_says_so(
 
 
 def test_the_full_style_is_one_setting_away(step: Step) -> None:
-    step.setenv(CI_PIPELINE_SLACK_STYLE="full")
+    step.setenv(CI_PIPELINE_SLACK_STYLE="full", CI_PIPELINE_PAGES_URL="https://hud.example")
     assert step.run() == 0
     assert step.services.messages[0]["text"].startswith("❌ Models: ")
+    assert f"https://hud.example/runs/{os.environ['GITHUB_RUN_ID']}" in json.dumps(step.services.messages[0])
     assert len(step.services.messages) <= 30
 
 
