@@ -53,7 +53,9 @@ def comparisons(run: CiRun, services: Services, known: Sequence[CiRun] = ()) -> 
     rule = profile.previous.get(run.event)
     if rule and rule.workflow != "none":
         workflow_id = run.workflow_id if rule.workflow == "same" else reference.workflow_id if reference else 0
-        for candidates in _candidates(run, workflow_id, services, known, event=rule.event):
+        # A source can be asked for one event alone: a run that another started may follow on runs of both.
+        event = rule.event if run.event == rule.event or rule.workflow == "reference" else ""
+        for candidates in _candidates(run, workflow_id, services, known, event):
             if previous := previous_run(run, candidates, profile):
                 found.append(Comparison("previous", "previous run", previous))
                 break

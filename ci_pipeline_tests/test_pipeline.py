@@ -108,6 +108,74 @@ def test_another_vendors_run_of_the_same_commit_tells_whose_failure_it_is(inbox:
     assert [c.label for c in pipeline.compared_with(done.tables["run_diff"])] == ["Nvidia CI run"]
 
 
+def test_a_chained_run_is_compared_at_the_source_with_the_chained_one_before_it(
+    inbox: Path, deployment: Deployment
+) -> None:
+    chained: dict[str, Any] = {"workflow": AMD, "event": "workflow_run"}
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=FIRST, **chained)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND, **chained)
+    services = deployment()
+    done = process_run(services.source.run(102), services)
+    assert changes(done) == {"test_a": "new_failure", "test_b": "still_failing"}
+
+
+def test_a_comment_on_a_pull_request_is_compared_with_the_nightly_that_the_warehouse_knows(
+    inbox: Path, deployment: Deployment, warehouse_url: str
+) -> None:
+    comment: dict[str, Any] = {"workflow": {"workflow_id": 8, "name": "PR CI"}, "event": "issue_comment"}
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=FIRST, head_branch="topic", **comment)
+    put_run(inbox, 103, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND, head_branch="topic", **comment)
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    for run_id in (101, 102):
+        process_run(services.source.run(run_id), services)
+        (inbox / str(run_id)).rename(inbox.parent / str(run_id))
+    done = process_run(services.source.run(103), services)
+    assert changes(done) == {"test_a": "new_failure"}
+
+
+def test_runs_that_several_places_know_are_compared_with_once(
+    inbox: Path, deployment: Deployment, warehouse_url: str
+) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, day=FIRST, workflow=AMD)
+    put_run(inbox, 102, {"models_bert": (["test_a"], {})}, day=SECOND, head_sha="c0ffee")
+    put_run(inbox, 103, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND, workflow=AMD, head_sha="c0ffee")
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    first, second, third = (process_run(run, services) for run in whole_runs.new_runs(services))
+    compared = [(c.role, c.run.run_id) for c in pipeline.compared_with(third.tables["run_diff"])]
+    assert compared == [("previous", 101), ("other", 102)]
+    assert [pipeline.compared_with(done.tables["run_diff"]) for done in (first, second)] == [[], []]
+
+
+def test_runs_by_hand_and_of_branches_do_not_hide_the_run_before(
+    inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(earlier_runs, "CANDIDATES", 2)
+    put_run(inbox, 101, {"models_bert": ([], {"test_a": ASSERT})}, day=FIRST)
+    for run_id in (102, 103):
+        put_run(inbox, run_id, {"models_bert": (["test_a"], {})}, day=SECOND, event="workflow_dispatch")
+    for run_id in (104, 105):
+        put_run(inbox, run_id, {"models_bert": (["test_a"], {})}, day=SECOND, head_branch="topic")
+    put_run(inbox, 106, {"models_bert": ([], {"test_a": ASSERT})}, day=THIRD)
+    services = deployment()
+    assert changes(process_run(services.source.run(106), services)) == {"test_a": "still_failing"}
+
+
+def test_a_source_that_does_not_answer_costs_the_comparison_and_not_the_report(
+    inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_run(inbox, 101, {"models_bert": ([], {"test_a": ASSERT})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND)
+    services = deployment()
+
+    def unavailable(*args: Any, **options: Any) -> list[CiRun]:
+        raise SourceError("GitHub answered 403")
+
+    monkeypatch.setattr(services.source, "workflow_runs", unavailable)
+    done = process_run(services.source.run(102), services)
+    assert (changes(done), len(done.reports)) == ({}, 1)
+
+
 def test_what_other_runs_left_is_fetched_once_for_each_test_job(
     inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +337,7 @@ def test_the_warehouse_has_the_run_and_answers_for_it(inbox: Path, deployment: D
 
 
 def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
-    inbox: Path, deployment: Deployment, warehouse_url: str
+    inbox: Path, deployment: Deployment, new_warehouse_url: str
 ) -> None:
     put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
     down = deployment(CI_PIPELINE_WAREHOUSE_URL="http://127.0.0.1:9/default")
@@ -278,7 +346,7 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     assert pipeline.has_pending(down)
     assert whole_runs.expired(down) == set()
     assert not pipeline.has_pending(deployment()), "without a warehouse there is nowhere to write them"
-    up = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    up = deployment(CI_PIPELINE_WAREHOUSE_URL=new_warehouse_url)
     assert [place.about(what) for what, place in pipeline.deliver_pending(up)] == ["rows: warehouse (13 rows)"]
     assert not pipeline.has_pending(up)
 
