@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, SecretStr
 
@@ -33,18 +33,20 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`follows`: what the settings lead to; `problems`: what is wrong. One line each."""
+    """`follows`: what the settings lead to; `answers`: of services that let us in; `problems`: what is wrong. One line
+    each."""
 
     settings: list[Setting] = field(default_factory=list[Setting])
     follows: list[str] = field(default_factory=list[str])
+    answers: list[str] = field(default_factory=list[str])
     problems: list[str] = field(default_factory=list[str])
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check() -> Config:
-    """Read the environment and the profile, and judge them. Asks no service."""
+def check(*, connect: bool = False) -> Config:
+    """Read the environment and the profile, and judge them. Asks no service unless told to `connect`."""
     config = Config(problems=_unknown_variables())
     try:
         settings = load_oot_settings()
@@ -52,6 +54,7 @@ def check() -> Config:
         config.problems.append(str(error))
         return config
     config.settings.extend(_settings(settings))
+    profile = None
     try:
         profile = load_profile(settings.profile)
         open_source(settings, profile)
@@ -61,6 +64,10 @@ def check() -> Config:
         for judge in (_source, _slack, _hub, _warehouse):
             judge(settings, profile, config)
     _out_of_tree(settings, config)
+    if connect:
+        from ci_pipeline.connections import ask_services
+
+        ask_services(settings, profile, config)
     return config
 
 
@@ -74,21 +81,30 @@ def _settings(settings: Settings) -> list[Setting]:
     rows: list[Setting] = []
     for name, variables in _variables(OotSettings).items():
         variable = next((v for v in variables if os.environ.get(v)), variables[0])
-        rows.append(Setting(variable, _masked(getattr(settings, name)), bool(os.environ.get(variable))))
+        rows.append(Setting(variable, masked(getattr(settings, name)), bool(os.environ.get(variable))))
     return rows
 
 
-def _masked(value: object) -> str:
+def masked(value: object) -> str:
+    """A setting without what is secret in it."""
     if isinstance(value, tuple):
         return ", ".join(entry.issuer if isinstance(entry, OidcIssuer) else str(entry) for entry in value)
     if isinstance(value, SecretStr):
         if not value.get_secret_value():
             return ""
-        url = urlsplit(value.get_secret_value())
+        url = _split(value)
         if not url.netloc:
             return "********"
         return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
     return "" if value is None else str(value)
+
+
+def _split(secret: SecretStr) -> SplitResult:
+    """A secret as an address; without a host where it is none."""
+    try:
+        return urlsplit(secret.get_secret_value())
+    except ValueError:
+        return urlsplit("")
 
 
 def _unknown_variables() -> list[str]:
@@ -101,6 +117,18 @@ def _unknown_variables() -> list[str]:
             near = difflib.get_close_matches(name, known, 1)
             problems.append(f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
     return problems
+
+
+def channels(settings: Settings, profile: Profile) -> list[str]:
+    """All to which reports may go."""
+    named = (place.channel for place in (*profile.test_jobs.values(), *profile.workflows))
+    return [settings.slack_channel] if settings.slack_channel else sorted(set(filter(None, named)))
+
+
+def datasets(settings: Settings, profile: Profile) -> list[str]:
+    """All to which files may go."""
+    named = (place.hub_dataset for place in (profile, *profile.workflows))
+    return [settings.hub_dataset] if settings.hub_dataset else sorted(set(filter(None, named)))
 
 
 def _source(settings: Settings, profile: Profile, config: Config) -> None:
@@ -127,25 +155,23 @@ def _slack(settings: Settings, profile: Profile, config: Config) -> None:
             f"Reports are written to {settings.outbox_path}, style {style}: CI_SLACK_BOT_TOKEN is not set."
         )
         return
-    channels = {job: settings.slack_channel or entry.channel for job, entry in profile.test_jobs.items()}
-    named = ", ".join(sorted({channel for channel in channels.values() if channel}))
-    config.follows.append(
-        f"Reports are posted to {named or 'no channel'}, style {style}, through {settings.slack_api_url}."
-    )
-    if silent := [job for job, channel in channels.items() if not channel]:
+    named = ", ".join(channels(settings, profile)) or "no channel"
+    config.follows.append(f"Reports are posted to {named}, style {style}, through {settings.slack_api_url}.")
+    silent = [job for job, entry in profile.test_jobs.items() if not entry.channel]
+    if silent and not settings.slack_channel:
         config.problems.append(
             f"SLACK_REPORT_CHANNEL: not set, and the profile {profile.name} has no channel for {', '.join(silent)}"
         )
 
 
 def _hub(settings: Settings, profile: Profile, config: Config) -> None:
-    dataset = settings.hub_dataset or profile.hub_dataset
     if not settings.hub_token:
         config.follows.append(
             f"Dataset files are written to {settings.outbox_path}: TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN is not set."
         )
-    elif dataset:
-        config.follows.append(f"Dataset files are uploaded to {settings.hub_endpoint}/datasets/{dataset}.")
+    elif settings.hub_dataset or profile.hub_dataset:
+        named = ", ".join(datasets(settings, profile))
+        config.follows.append(f"Dataset files are uploaded to {settings.hub_endpoint}: {named}.")
     else:
         config.problems.append(f"REPORT_REPO_ID: not set, and the profile {profile.name} has no hub_dataset")
 
@@ -156,9 +182,9 @@ def _warehouse(settings: Settings, profile: Profile, config: Config) -> None:
             "No warehouse: the source answers for earlier runs. CI_PIPELINE_WAREHOUSE_URL is not set."
         )
         return
-    url = urlsplit(settings.warehouse_url.get_secret_value())
+    url = _split(settings.warehouse_url)
     if url.scheme in ("http", "https") and url.hostname:
-        config.follows.append(f"History is kept in the warehouse at {_masked(settings.warehouse_url)}.")
+        config.follows.append(f"History is kept in the warehouse at {masked(settings.warehouse_url)}.")
     else:
         config.problems.append("CI_PIPELINE_WAREHOUSE_URL: not of the form http[s]://user:password@host:port/database")
 
@@ -198,6 +224,8 @@ def draw(config: Config, console: Console, *, defaults: bool) -> None:
         console.print()
     for line in config.follows:
         console.print(Text(line), soft_wrap=not console.is_terminal)
+    for line in config.answers:
+        console.print(Text(f"✓ {line}", "green"), soft_wrap=not console.is_terminal)
     for line in config.problems:
         console.print(Text(f"✗ {line}", "bold red"), soft_wrap=not console.is_terminal)
     if not config.problems:

@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,15 +165,23 @@ def report(run_id: int | None, post: bool, as_json: bool) -> None:
 
 @main.command("check-config")
 @click.option("-a", "--all", "defaults", is_flag=True, help="Name every variable, also those that are not set.")
+@click.option("--connect", is_flag=True, help="Also ask each service that is set whether it lets us in.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
-def check_config(defaults: bool, as_json: bool) -> None:
+def check_config(defaults: bool, connect: bool, as_json: bool) -> None:
     """Say what is set, what is missing, what follows.
 
-    Secrets are masked. Exits with 1 when something is wrong.
+    Secrets are masked. Exits with 1 when something is wrong. With --connect it takes ten seconds at most, and writes
+    and posts nothing.
+
+    \b
+    Examples:
+      ci-pipeline check-config --all
+      ci-pipeline check-config --connect
     """
     from ci_pipeline import check_config
 
-    found = check_config.check()
+    with _console(stderr=True).status("Asking the services …") if connect else nullcontext():
+        found = check_config.check(connect=connect)
     if as_json:
         click.echo(json.dumps(found.as_json(), ensure_ascii=False))
     else:

@@ -123,6 +123,15 @@ class DynamoDBStore:
                     TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires_at"},
                 )
 
+    def check_tables(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: a table is not there, or may not be read.
+        """
+        with _unavailable():
+            self.record("none")
+            self._get("none")
+
     def close(self) -> None:
         self._pool.shutdown()
 

@@ -79,7 +79,7 @@ class KeySet:
     async def _fetch(self) -> None:
         now = self._clock()
         try:
-            keys = _rsa_keys(json.loads(await self._read()))
+            keys = await fetch_keys(self.uri)
         except (httpx2.HTTPError, OSError, ValueError, RecursionError) as error:
             self._failure = str(error) or type(error).__name__
             self._next_fetch = now + (REFETCH_SECONDS if self._keys else 5.0)
@@ -89,11 +89,17 @@ class KeySet:
         self._next_fetch = now + REFETCH_SECONDS if self._keys else now
         self._keys, self._fresh_until, self._failure = keys, now + FRESH_SECONDS, ""
 
-    async def _read(self) -> bytes:
-        if self.uri.startswith("file://"):
-            return Path(url2pathname(urlsplit(self.uri).path)).read_bytes()
-        async with httpx2.AsyncClient(timeout=5.0) as client:
-            return (await client.get(self.uri)).raise_for_status().content
+
+async def fetch_keys(uri: str) -> dict[str, Any]:
+    """The signing keys there, by id.
+
+    Raises:
+        httpx2.HTTPError, OSError, ValueError, RecursionError: there is none.
+    """
+    if uri.startswith("file://"):
+        return _rsa_keys(json.loads(Path(url2pathname(urlsplit(uri).path)).read_bytes()))
+    async with httpx2.AsyncClient(timeout=5.0) as client:
+        return _rsa_keys(json.loads((await client.get(uri)).raise_for_status().content))
 
 
 def _rsa_keys(jwks: Any) -> dict[str, Any]:

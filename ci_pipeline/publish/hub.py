@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -72,6 +73,24 @@ class HubClient:
             except HubRefused as refused:
                 log.info("%s; trying without the dataset's card", refused)
         return commit(files)
+
+    def who(self) -> str:
+        """Whose token it is. Asks once.
+
+        Raises:
+            HubUnavailable: the Hub does not say; `HubRefused` where the token is nobody's, or may only read.
+        """
+        with _refusals("the Hub does not say whose token it is"):
+            answer = _api(self._endpoint, self._token).whoami()
+            name, role = answer["name"], answer.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise HubRefused(f"{name} may only read with this token: make one that may write")
+        return name
+
+    def has(self, repo_id: str) -> bool:
+        """Whether there is such a dataset that the token may see. Asks once, and raises as `who` does."""
+        with _refusals(f"the Hub does not say whether there is a dataset {repo_id}"):
+            return _api(self._endpoint, self._token).repo_exists(repo_id, repo_type="dataset")
 
     def url(self, repo_id: str, commit: str) -> str:
         return f"{self._endpoint}/datasets/{repo_id}/tree/{commit}"
@@ -206,9 +225,8 @@ def upload(
     Raises:
         HubUnavailable: the files could not be uploaded; `HubRefused` where trying again does not help.
     """
-    import httpx2
     from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     api = _api(endpoint, token)
 
@@ -222,22 +240,31 @@ def upload(
             api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
             raise
 
-    def is_temporary(error: BaseException) -> bool:
-        if isinstance(error, RepositoryNotFoundError):
-            return True  # it was created just now
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code in (409, 412, 429) or error.response.status_code >= 500
-        return isinstance(error, (httpx2.HTTPError, OSError))
+    def passes(error: BaseException) -> bool:
+        return _is_temporary(error) or isinstance(error, RepositoryNotFoundError)  # it was created just now
 
-    retrying = Retrying(
-        retry=retry_if_exception(is_temporary), wait=_wait, stop=stop_before_delay(patience), reraise=True
-    )
-    try:
+    retrying = Retrying(retry=retry_if_exception(passes), wait=_wait, stop=stop_before_delay(patience), reraise=True)
+    with _refusals(f"{len(files)} files not uploaded to {endpoint}/datasets/{repo_id}"):
         return retrying(commit)
+
+
+@contextmanager
+def _refusals(what: str) -> Generator[None]:
+    """The Hub's errors as one line: `what`, and why."""
+    try:
+        yield
     except Exception as error:
-        log.debug("Upload to %s failed", repo_id, exc_info=True)
-        kind = HubUnavailable if is_temporary(error) and not isinstance(error, RepositoryNotFoundError) else HubRefused
-        raise kind(f"{len(files)} files not uploaded to {endpoint}/datasets/{repo_id}: {_reason(error)}") from error
+        log.debug("%s", what, exc_info=True)
+        raise (HubUnavailable if _is_temporary(error) else HubRefused)(f"{what}: {_reason(error)}") from error
+
+
+def _is_temporary(error: BaseException) -> bool:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (409, 412, 429) or error.response.status_code >= 500
+    return isinstance(error, (httpx2.HTTPError, OSError))
 
 
 @cache

@@ -42,6 +42,9 @@ TIRING = 45
 DOWN = 60
 """Seconds for which one try is enough, where Slack was given up before."""
 
+SCOPES = ("chat:write", "files:write", "channels:read", "channels:history")
+"""What the bot may do. For private channels, `groups:…` in place of `channels:…`."""
+
 _BLOCKS_REFUSED = {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "too_many_blocks"}
 _TEMPORARY = {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited", "rate_limited"}
 
@@ -72,7 +75,7 @@ _HINTS = {
     "token_revoked": "check CI_SLACK_BOT_TOKEN",
     "channel_not_found": "check SLACK_REPORT_CHANNEL, and invite the bot",
     "not_in_channel": "invite the bot to the channel",
-    "missing_scope": "the bot needs chat:write, files:write, channels:read and channels:history",
+    "missing_scope": f"the bot needs {', '.join(SCOPES)}",
 }
 
 
@@ -107,6 +110,24 @@ class SlackClient:
         )
         self._ids: dict[str, str] = {}  # of channels, by name
         self._down_until = 0.0  # as time.monotonic() has it
+
+    def who(self) -> tuple[str, list[str]]:
+        """The bot and its workspace, and which of `SCOPES` it lacks. Asks once."""
+        answer = self._answer(self._once.auth_test)
+        said = next((value for name, value in answer.headers.items() if name.lower() == "x-oauth-scopes"), None)
+        granted = SCOPES if said is None else re.split(r",\s*", said.replace("groups:", "channels:"))
+        who = f"@{answer.get('user')} in {answer.get('team')}"
+        return who, [scope for scope in SCOPES if scope not in granted]
+
+    def is_in(self, channel: str) -> bool:
+        """Whether the bot is in a channel, as it must be. It is in none that does not exist."""
+        try:
+            answer = self._call(self._web.conversations_info, channel=self.channel_id(channel))
+        except SlackRefused as refused:
+            if refused.reason != "channel_not_found":
+                raise
+            return False
+        return bool((answer.get("channel") or {}).get("is_member", True))  # of a direct message it does not say
 
     def post(
         self, channel: str, text: str, blocks: Blocks, thread_ts: str | None = None, metadata: Metadata | None = None
@@ -252,12 +273,16 @@ class SlackClient:
         return True
 
     def _call(self, call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+        return self._answer(call, **arguments).data
+
+    def _answer(self, call: Callable[..., Any], **arguments: Any) -> Any:
+        """slack_sdk's answer, headers and all."""
         from slack_sdk.errors import SlackApiError, SlackClientError
 
         method = call.__name__.replace("_", ".", 1)
         subject = str(arguments.get("channel", "this token"))
         try:
-            answer = call(**arguments).data
+            answer = call(**arguments)
         except SlackApiError as error:
             status: int = error.response.status_code
             reason = str((error.response.data or {}).get("error", "no reason given"))

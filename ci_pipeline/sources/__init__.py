@@ -91,15 +91,17 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Source:
+def open_source(settings: Settings, profile: Profile, *, s3: Any = None, once: bool = False) -> Source:
     """The source that `CI_PIPELINE_SOURCE` names. `s3` is a boto3 client, made from the environment by default.
+
+    `once`: GitHub is not asked again where it fails.
 
     Raises:
         SettingsError: the setting names no source.
     """
     kind, _, rest = settings.source_uri.partition(":")
     if kind == "github" and not rest:
-        from ci_pipeline.sources.github import GitHubSource
+        from ci_pipeline.sources.github import ATTEMPTS, GitHubSource
 
         token = settings.github_token
         return GitHubSource(
@@ -107,6 +109,7 @@ def open_source(settings: Settings, profile: Profile, *, s3: Any = None) -> Sour
             token.get_secret_value() if token else None,
             profile.repository,
             workflows=[workflow.id or workflow.path for workflow in profile.workflows],
+            attempts=1 if once else ATTEMPTS,
         )
     if kind == "folder" and rest:
         from ci_pipeline.sources.folder import FolderSource

@@ -74,6 +74,7 @@ class GitHubSource:
     `patience`: for how many seconds requests may be tried again while all of them fail; a rate limit that is lifted
     later than that is an error that says when. A GitHub that has never answered in that time is not asked again for as
     long. While a whole run is fetched, downloads have `FETCH_PATIENCE`: GitHub allows 900 a minute.
+    `attempts`: how often each request is made at most.
     `workflows`: the ids or files of those whose runs `runs_after` lists; all when empty.
     """
 
@@ -85,12 +86,14 @@ class GitHubSource:
         *,
         workflows: Sequence[int | str] = (),
         patience: float = 45.0,  # Dagster cuts a sensor's tick at 60
+        attempts: int = ATTEMPTS,
     ) -> None:
         self.repository = repository
         self._workflows = workflows
         self._api_url = api_url.rstrip("/")
         self._token = token or None
         self._patience = patience
+        self._attempts = attempts
         self._answered = False
         self._failing_since: float | None = None  # as time.monotonic() has it
         self._gone_until = 0.0
@@ -200,7 +203,7 @@ class GitHubSource:
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: _pause(error, 1) is not None),
             wait=lambda state: _pause(_outcome(state), state.attempt_number) or 0,
-            stop=lambda state: state.attempt_number >= ATTEMPTS or out_of_patience(state),
+            stop=lambda state: state.attempt_number >= self._attempts or out_of_patience(state),
             before_sleep=lambda state: log.warning(
                 "GitHub: %s: %s: trying again in %.1f s", what, _outcome(state), state.upcoming_sleep
             ),

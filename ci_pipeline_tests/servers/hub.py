@@ -17,6 +17,7 @@ class HubServer(Server):
         super().__init__()
         self.repos: dict[str, dict[str, bytes]] = {repo: {} for repo in repos}
         self.commits: dict[str, list[str]] = {repo: [] for repo in repos}
+        self.role = "write"  # of the token
 
     def handle(self, request: Request) -> Response:
         with self._lock:
@@ -29,6 +30,8 @@ class HubServer(Server):
                     return Response(409, {"error": "You already created this repo"})
                 self.repos[repo], self.commits[repo] = {}, []
                 return Response(body={"url": f"{self.url}/datasets/{repo}"})
+            if request.path == "/api/whoami-v2":
+                return Response(body={"name": "acme-bot", "auth": {"accessToken": {"role": self.role}}})
             if request.path == "/api/validate-yaml":
                 return Response(body={"errors": [], "warnings": []})
             path = re.fullmatch(r"/(?:api/)?datasets/([^/]+/[^/]+)(?:/(\w+)/main(?:/(.+))?)?", request.path)

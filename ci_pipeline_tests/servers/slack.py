@@ -22,6 +22,8 @@ class SlackServer(Server):
         self.files: dict[str, dict[str, Any]] = {}
         self.content: dict[str, bytes] = {}  # of files, by id
         self.denied_scopes: set[str] = set()  # methods that answer missing_scope
+        self.scopes = "chat:write,files:write,channels:read,channels:history"
+        self.left: set[str] = set()  # ids of channels that the bot is not in
         self.pace = pace
         self.page = page
         self._next_post: dict[str, float] = {}
@@ -50,6 +52,9 @@ class SlackServer(Server):
                 return _refused("missing_scope")
             answer = getattr(self, "_" + method.replace(".", "_"))(arguments)
             return answer if isinstance(answer, Response) else Response(body={"ok": True, **answer})
+
+    def _auth_test(self, arguments: dict[str, Any]) -> Any:
+        return Response(200, {"ok": True, "team": "Acme", "user": "ci-bot"}, {"X-OAuth-Scopes": self.scopes})
 
     def _chat_postMessage(self, arguments: dict[str, Any]) -> Any:
         channel = self.ids.get(arguments["channel"].lstrip("#"), arguments["channel"])
@@ -96,6 +101,12 @@ class SlackServer(Server):
 
     def _conversations_list(self, arguments: dict[str, Any]) -> Any:
         return self._paged("channels", [{"id": id, "name": name} for name, id in self.ids.items()], arguments)
+
+    def _conversations_info(self, arguments: dict[str, Any]) -> Any:
+        id = arguments["channel"]
+        if id not in self.posted:
+            return _refused("channel_not_found")  # names do not do here
+        return {"channel": {"id": id, "is_member": id not in self.left}}
 
     def _conversations_history(self, arguments: dict[str, Any]) -> Any:
         if arguments["channel"] not in self.posted:
