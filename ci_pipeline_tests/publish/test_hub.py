@@ -91,8 +91,15 @@ def test_the_dataset_gets_a_card_that_a_person_may_replace(client: hub.HubClient
     assert files["README.md"] == b"a person's"
 
 
-def test_a_card_that_cannot_be_read_is_left_alone(client: hub.HubClient, hub_server: HubServer):
-    hub_server.fail("README.md", status=503)
+def test_a_dataset_that_is_missing_is_created_with_its_card(client: hub.HubClient, hub_server: HubServer):
+    commit = client.upload(FILES, repo_id="acme/new", message="m")
+    assert hub_server.repos["acme/new"] == {**FILES, "README.md": hub.dataset_card("acme/new")}
+    assert client.url("acme/new", commit) == f"{hub_server.url}/datasets/acme/new/tree/{hub_server.head('acme/new')}"
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"cut": True}])
+def test_a_card_that_cannot_be_read_is_left_alone(client: hub.HubClient, hub_server: HubServer, fault: dict):
+    hub_server.fail("README.md", **fault)
     client.upload(FILES, repo_id="acme/ci", message="m")
     assert hub_server.repos["acme/ci"] == FILES
 
@@ -161,6 +168,63 @@ def test_what_is_uploaded_later_never_overwrites_what_is_newer(
     hub.deliver_pending(hub=client, ledger=ledger)
     files = hub_server.repos["acme/ci"]
     assert (files["2025-11-10/a.json"], files["2025-11-10/b.json"]) == (b"attempt 2", b"attempt 1")
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_an_upload_of_which_all_is_newer_elsewhere_is_made_no_more(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger
+):
+    hub_server.fail(status=503, times=1000)
+    hub.deliver(FILES, repo_id="acme/ci", message="1", key="5-1", hub=client, ledger=ledger)
+    hub_server.faults.clear()
+    hub.deliver(FILES, repo_id="acme/ci", message="2", key="5-2", hub=client, ledger=ledger)
+    assert hub.deliver_pending(hub=client, ledger=ledger) == []
+
+
+def test_an_upload_that_is_under_way_is_over_before_a_newer_one_begins(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger
+):
+    def attempt(number: int) -> str:
+        files = {"2025-11-10/a.json": b"attempt %d" % number}
+        key, message = f"5-{number}", str(number)
+        return hub.deliver(files, repo_id="acme/ci", message=message, key=key, hub=client, ledger=ledger).where
+
+    hub_server.fail("/commit/", delay=1.0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(attempt, 1)
+        while not (first.done() or any("/commit/" in request.path for request in hub_server.requests)):
+            time.sleep(0.01)
+        assert (attempt(2), first.result(), hub_server.commits["acme/ci"]) == ("hub", "hub", ["1", "2"])
+
+
+def test_what_two_processes_find_is_uploaded_by_one(client: hub.HubClient, hub_server: HubServer, ledger: Ledger):
+    ledger.write("hub/pending/1-1", {"repo_id": "acme/ci", "message": "m", "files": {"a": "YQ=="}})
+    hub_server.fail("/commit/", delay=0.5)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(hub.deliver_pending, hub=client, ledger=ledger) for _ in range(2)]
+        assert sorted(len(found.result()) for found in both) == [0, 1]
+    assert hub_server.commits["acme/ci"] == ["m"]
+
+
+def test_an_upload_that_its_process_did_not_survive_is_made_later(
+    client: hub.HubClient, hub_server: HubServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as killed:
+        killed.setattr(client, "upload", lambda files, **about: exit(137))
+        with pytest.raises(SystemExit):
+            hub.deliver(FILES, repo_id="acme/ci", message="m", key="1-1", hub=client, ledger=ledger)
+    assert [delivered.where for delivered in hub.deliver_pending(hub=client, ledger=ledger)] == ["hub"]
+    assert FILES.items() <= hub_server.repos["acme/ci"].items()
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_what_another_dataset_is_owed_stays(client: hub.HubClient, hub_server: HubServer, ledger: Ledger):
+    hub_server.fail(status=503, times=1000)
+    hub.deliver(FILES, repo_id="acme/other", message="m", key="1-1", hub=client, ledger=ledger)
+    hub_server.faults.clear()
+    hub.deliver(FILES, repo_id="acme/ci", message="m", key="2-1", hub=client, ledger=ledger)
+    hub.deliver_pending(hub=client, ledger=ledger)
+    assert FILES.items() <= hub_server.repos["acme/other"].items()
 
 
 def test_without_a_token_the_files_go_to_the_outbox(tmp_path: Path, ledger: Ledger):
