@@ -161,16 +161,35 @@ def test_runs_by_hand_and_of_branches_do_not_hide_the_run_before(
     assert changes(process_run(services.source.run(106), services)) == {"test_a": "still_failing"}
 
 
+def unavailable(*args: Any, **options: Any) -> list[CiRun]:
+    raise SourceError("GitHub answered 403")
+
+
+def test_runs_that_are_processed_together_are_compared_with_one_another_and_what_the_warehouse_has_between(
+    inbox: Path, deployment: Deployment, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [date(2026, 2, day) for day in range(1, 5)]
+    for first_id, workflow in ((101, NIGHTLY), (201, AMD)):
+        for run_id, day in enumerate(days, first_id):
+            put_run(inbox, run_id, {"models_bert": (["test_a"], {})}, day=day, workflow=workflow)
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    runs = {run.run_id: run for run in whole_runs.new_runs(services)}
+    for run_id in (101, 103, 201, 203):
+        process_run(runs[run_id], services)
+    monkeypatch.setattr(services.source, "workflow_runs", unavailable)
+    together = [runs[run_id] for run_id in (104, 204, 102, 202)]
+    known = earlier_runs.known_together(together, services)
+    monkeypatch.setattr(services, "warehouse", None)
+    compared = {run.run_id: [c.run.run_id for c in earlier_runs.comparisons(run, services, known)] for run in together}
+    assert compared == {104: [103], 204: [203], 102: [101], 202: [201]}
+
+
 def test_a_source_that_does_not_answer_costs_the_comparison_and_not_the_report(
     inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_run(inbox, 101, {"models_bert": ([], {"test_a": ASSERT})}, day=FIRST)
     put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND)
     services = deployment()
-
-    def unavailable(*args: Any, **options: Any) -> list[CiRun]:
-        raise SourceError("GitHub answered 403")
-
     monkeypatch.setattr(services.source, "workflow_runs", unavailable)
     done = process_run(services.source.run(102), services)
     assert (changes(done), len(done.reports)) == ({}, 1)
@@ -195,6 +214,29 @@ def test_what_other_runs_left_is_fetched_once_for_each_test_job(
     monkeypatch.setattr(services.source, "fetch", counted)
     process_run(services.source.run(103), services)
     assert Counter(fetched) == {103: 1, 101: len(jobs), 102: len(jobs)}
+
+
+@pytest.mark.parametrize("known_from", ["tables", "warehouse", "source"])
+def test_what_other_test_jobs_of_the_run_before_did_is_not_compared_with(
+    inbox: Path, deployment: Deployment, warehouse_url: str, known_from: str
+) -> None:
+    jobs = ("run_pipelines_torch_gpu", "run_examples_gpu")
+    for run_id, day, failing in ((101, FIRST, jobs[:1]), (102, SECOND, jobs)):
+        run = put_run(inbox, run_id, {}, day=day)
+        for job in jobs:
+            tests = ([], {"test_a": ASSERT}) if job in failing else (["test_a"], {})
+            write_report(run / "artifacts" / artifact_name("", job=job), "", *tests)
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    if known_from != "source":
+        process_run(services.source.run(101), services)
+    if known_from == "warehouse":
+        whole_runs.prune("101-1", services)
+        (inbox / "101").rename(inbox.parent / "gone")
+    rows = process_run(services.source.run(102), services).tables["run_diff"].to_pylist()
+    assert {row["test_job"]: row["change"] for row in rows} == {
+        jobs[0]: "still_failing",
+        jobs[1]: "new_failure",
+    }
 
 
 def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_no_errors(
