@@ -170,8 +170,8 @@ def report(run_id: int | None, post: bool, as_json: bool) -> None:
 def check_config(defaults: bool, connect: bool, as_json: bool) -> None:
     """Say what is set, what is missing, what follows.
 
-    Secrets are masked. Exits with 1 when something is wrong. With --connect it takes ten seconds at most, and writes
-    and posts nothing.
+    Secrets are masked. Exits with 1 when something is wrong. With --connect it takes some ten seconds at most, and
+    writes and posts nothing.
 
     \b
     Examples:

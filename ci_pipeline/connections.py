@@ -51,7 +51,7 @@ def ask_services(settings: OotSettings, profile: Profile | None, config: Config)
             config.answers.append(f"{place}: {answer.result()}")
             continue
         line = " ".join(str(error).split()) or type(error).__name__
-        if not re.match("[A-Z]+_[A-Z_]+: ", line):  # it names no variable itself
+        if not re.match("[A-Z]+_[A-Z]+", line):  # it names no variable itself
             line = f"{variable}: {line if place in line else f'{place}: {line}'}"
         config.problems.append(line)
     if not asked:
@@ -90,7 +90,7 @@ def _questions(settings: OotSettings, profile: Profile | None) -> Iterator[Quest
     if store := settings.oot_store:
         yield Question("CI_PIPELINE_OOT_STORE", store, partial(look_at_store, store))
     if (allowlist := settings.oot_allowlist).startswith(("http://", "https://")):
-        yield Question("CI_PIPELINE_OOT_ALLOWLIST", allowlist, lambda: f"{len(read_allowlist(allowlist))} repositories")
+        yield Question("CI_PIPELINE_OOT_ALLOWLIST", allowlist, partial(_allowlist, allowlist))
     if allowlist or "oidc_issuers" in settings.model_fields_set:
         for uri in (issuer.jwks_uri for issuer in settings.oidc_issuers):
             yield Question("CI_PIPELINE_OIDC_ISSUERS", uri, partial(_issuer, uri))
@@ -131,7 +131,7 @@ def _hub(hub: HubClient, names: list[str]) -> str:
         who = hub.who()
         seen = [f"{name} is {'there' if hub.has(name) else 'not there yet, and made when needed'}" for name in names]
     except HubRefused as refused:
-        raise SettingsError(f"TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN: {refused}") from refused
+        raise SettingsError(f"TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN (or HF_TOKEN): {refused}") from refused
     return ", ".join([who, *seen])
 
 
@@ -143,5 +143,9 @@ def _warehouse(url: str) -> str:
     return f"ClickHouse {client.server_version}, {client.database} has {count} tables"
 
 
+def _allowlist(address: str) -> str:
+    return f"can be read, repositories: {len(read_allowlist(address))}"
+
+
 def _issuer(jwks_uri: str) -> str:
-    return f"{len(asyncio.run(fetch_keys(jwks_uri)))} signing keys"
+    return f"can be read, signing keys: {len(asyncio.run(fetch_keys(jwks_uri)))}"

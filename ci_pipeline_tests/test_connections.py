@@ -154,8 +154,8 @@ def test_each_service_that_is_well_answers_in_one_line_and_a_person_reads_them(
         f"{slack.api_url}: @ci-bot in Acme, in #ci, #nightly",
         f"{hub.url}: acme-bot, acme/ci is there",
         f"sqlite:///{environment.home}/oot.sqlite: not there yet, and made when needed",
-        f"{files.url}/allowlist.yml: 2 repositories",
-        f"{oidc.url}/.well-known/jwks: 1 signing keys",
+        f"{files.url}/allowlist.yml: can be read, repositories: 2",
+        f"{oidc.url}/.well-known/jwks: can be read, signing keys: 1",
     ]
     assert "✓ " + "\n✓ ".join([*config["answers"][:3], ""]) in printed
     assert "✓ Nothing is wrong" in printed
@@ -233,6 +233,10 @@ def test_scopes_that_the_bot_lacks_are_named(environment: Environment, slack: Sl
     assert problem() == (
         "CI_SLACK_BOT_TOKEN: @ci-bot in Acme lacks files:write, channels:history: add them to the bot's scopes"
     )
+    slack.scopes = "chat:write,files:write,channels:read,channels:history"
+    assert connect()["problems"] == []
+    slack.denied_scopes = {"conversations.info"}
+    assert problem().startswith("CI_SLACK_BOT_TOKEN: Slack refused conversations.info for C00000001: missing_scope: ")
 
 
 def test_channels_that_do_not_exist_or_that_the_bot_is_not_in_are_named(environment: Environment, slack: SlackServer):
@@ -246,16 +250,18 @@ def test_channels_that_do_not_exist_or_that_the_bot_is_not_in_are_named(environm
 
 def test_a_token_that_the_hub_does_not_know_is_named(environment: Environment, hub: HubServer):
     environment.hub(hub.url, "hf_wrong")
-    line = problem()
-    assert line.startswith("TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN: ")
-    assert "HTTP 401" in line
+    assert problem() == (
+        "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN (or HF_TOKEN): the Hub does not say whose token it is: "
+        "HTTP 401: Invalid user token."
+    )
 
 
 def test_a_token_that_may_only_read_is_named(environment: Environment, hub: HubServer):
     environment.hub(hub.url)
     hub.role = "read"
     assert problem() == (
-        "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN: acme-bot may only read with this token: make one that may write"
+        "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN (or HF_TOKEN): "
+        "acme-bot may only read with this token: make one that may write"
     )
 
 

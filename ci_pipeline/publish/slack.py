@@ -62,8 +62,8 @@ class SlackUnavailable(SlackError):
 class SlackRefused(SlackError):
     """Slack said no: a wrong token, an unknown channel, a message that is gone. `reason` is Slack's word for it."""
 
-    def __init__(self, method: str, reason: str, subject: str) -> None:
-        hint = _HINTS.get(reason, "")
+    def __init__(self, method: str, reason: str, subject: str, needed: str = "") -> None:
+        hint = f"the bot needs {needed}" if needed else _HINTS.get(reason, "")
         super().__init__(f"Slack refused {method} for {subject}: {reason}{hint and f': {hint}'}")
         self.reason = reason
 
@@ -211,18 +211,22 @@ class SlackClient:
         if re.fullmatch(r"[CDG][A-Z0-9]{7,}", channel):
             return channel
         if channel not in self._ids:
-            cursor: str | None = None
-            while cursor != "":
-                answer = self._call(
-                    self._web.conversations_list,
-                    types="public_channel,private_channel",
-                    exclude_archived=True,
-                    limit=1000,
-                    cursor=cursor,
-                )
-                self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
-                cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
+            try:
+                self._list_channels("public_channel,private_channel")
+            except SlackRefused as refused:
+                if refused.reason != "missing_scope":
+                    raise
+                self._list_channels("public_channel")  # for the others the bot would need groups:read
         return self._ids.get(channel) or self._ids.get(f"#{channel.lstrip('#')}", channel)
+
+    def _list_channels(self, types: str) -> None:
+        cursor: str | None = None
+        while cursor != "":
+            answer = self._call(
+                self._web.conversations_list, types=types, exclude_archived=True, limit=1000, cursor=cursor
+            )
+            self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
+            cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
 
     def _find(self, channel: str, thread_ts: str | None, metadata: Metadata) -> str:
         """The `ts` of the message that carries this metadata, or ""."""
@@ -285,10 +289,11 @@ class SlackClient:
             answer = call(**arguments)
         except SlackApiError as error:
             status: int = error.response.status_code
-            reason = str((error.response.data or {}).get("error", "no reason given"))
+            said: dict[str, Any] = error.response.data or {}
+            reason = str(said.get("error", "no reason given"))
             if status == 429 or status >= 500 or reason in _TEMPORARY or not re.fullmatch(r"\w+", reason):
                 raise SlackUnavailable(f"Slack is not available for {method}: HTTP {status}, {reason[:200]}") from error
-            raise SlackRefused(method, reason, subject) from error
+            raise SlackRefused(method, reason, subject, str(said.get("needed", ""))) from error
         except (OSError, HTTPException, SlackClientError) as error:
             raise SlackUnavailable(f"Slack cannot be reached for {method}: {error}") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -16,6 +16,11 @@ def test_a_message_goes_to_a_channel_by_its_name(slack: SlackClient, slack_serve
     assert [(m["ts"], m["text"], m["blocks"]) for m in slack_server.channel()] == [(ts, "one failure", SECTION)]
 
 
+def test_a_bot_that_may_not_list_private_channels_finds_the_others(slack: SlackClient, slack_server: SlackServer):
+    slack_server.scopes = "channels:read"
+    assert slack.channel_id("#ci") == slack_server.ids["ci"]
+
+
 def test_a_thread_goes_out_on_one_connection(slack: SlackClient, slack_server: SlackServer):
     ts = slack.post("#ci", "one failure", SECTION)
     for _ in range(3):

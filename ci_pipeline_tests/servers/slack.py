@@ -22,7 +22,7 @@ class SlackServer(Server):
         self.files: dict[str, dict[str, Any]] = {}
         self.content: dict[str, bytes] = {}  # of files, by id
         self.denied_scopes: set[str] = set()  # methods that answer missing_scope
-        self.scopes = "chat:write,files:write,channels:read,channels:history"
+        self.scopes = "chat:write,files:write,channels:read,channels:history,groups:read"
         self.left: set[str] = set()  # ids of channels that the bot is not in
         self.pace = pace
         self.page = page
@@ -100,6 +100,8 @@ class SlackServer(Server):
         return {"permalink": f"https://example.slack.com/archives/{arguments['channel']}/p{ts}"}
 
     def _conversations_list(self, arguments: dict[str, Any]) -> Any:
+        if "private_channel" in arguments["types"] and "groups:read" not in self.scopes:
+            return Response(body={"ok": False, "error": "missing_scope", "needed": "groups:read"})
         return self._paged("channels", [{"id": id, "name": name} for name, id in self.ids.items()], arguments)
 
     def _conversations_info(self, arguments: dict[str, Any]) -> Any:
