@@ -195,6 +195,24 @@ def test_a_source_that_does_not_answer_costs_the_comparison_and_not_the_report(
     assert (changes(done), len(done.reports)) == ({}, 1)
 
 
+@pytest.mark.parametrize("expired", [False, True])
+def test_where_the_run_before_left_nothing_no_failure_is_new(
+    inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, expired: bool
+) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})} if expired else {}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND)
+    services = deployment()
+    fetch = services.source.fetch
+
+    def fetch_unless_expired(run: CiRun, *args: Any, **options: Any) -> FetchedRun:
+        if expired and run.run_id == 101:
+            raise SourceError(f"CI run {run.key}: its artifacts have expired")
+        return fetch(run, *args, **options)
+
+    monkeypatch.setattr(services.source, "fetch", fetch_unless_expired)
+    assert changes(process_run(services.source.run(102), services)) == {}
+
+
 def test_what_other_runs_left_is_fetched_once_for_each_test_job(
     inbox: Path, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

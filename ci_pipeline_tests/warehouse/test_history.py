@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = "octo/tests"
 JOB = "run_models_gpu"
-A, B, C = (f"tests/models/bert/test_modeling_bert.py::BertTest::test_{name}" for name in "abc")
+A, B, C, D = (f"tests/models/bert/test_modeling_bert.py::BertTest::test_{name}" for name in "abcd")
 EMPTY: dict[str, Any] = {"string": "", "int32": 0, "int64": 0, "double": 0.0, "bool": True, "list<item: string>": []}
 
 
@@ -82,7 +82,7 @@ def failing_tests(client: Client, run_id: int) -> list[history.Row]:
 
 def everything(client: Client, run: CiRun) -> list[Any]:
     return [
-        history.find_run(client, run.run_id),
+        history.find_run(client, run.run_id, repository=run.repository),
         history.job_results(client, REPOSITORY, [run.run_id]),
         history.change_counts(client, REPOSITORY, [run.run_id]),
         failing_tests(client, run.run_id),
@@ -112,6 +112,31 @@ def test_the_latest_runs_come_first(warehouse: Client) -> None:
         insert_runs(warehouse, tables_of(a_run(day)))
     assert [known.run.run_id for known in history.latest_runs(warehouse, 3)] == [1009, 1007, 1004]
     assert history.latest_runs(warehouse, 3, repository="another/one") == []
+    assert [known.run.run_id for known in history.latest_runs(warehouse, 3, head_sha=f"{7:040d}")] == [1007]
+
+
+def test_of_runs_that_began_at_once_the_latest_has_the_highest_id(warehouse: Client) -> None:
+    began = a_run(8).created_at
+    for day in (8, 10, 9):
+        insert_runs(warehouse, tables_of(a_run(day, created_at=began)))
+    insert_runs(warehouse, tables_of(a_run(20, created_at=a_run(2).created_at)))
+    assert [known.run.run_id for known in history.latest_runs(warehouse, 9)] == [1010, 1009, 1008, 1020]
+    run = a_run(11, created_at=began)
+    assert [found.run_id for found in history.previous_runs(warehouse, run, 5)] == [1010, 1009, 1008, 1020]
+
+
+def test_runs_of_two_repositories_with_the_same_id_are_told_apart(warehouse: Client) -> None:
+    run = a_run(3)
+    fork = replace(run, repository="another/one", run_attempt=2)
+    diff = [{"node_id": A, "change": "still_failing", "since_run_id": 1001}]
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, diff=diff))
+    before = everything(warehouse, run)
+    insert_runs(warehouse, tables_of(fork, {A: "error", B: "passed", C: "failed"}, diff=[{**diff[0], "node_id": C}]))
+    for written in (fork, replace(fork, run_attempt=1), run):
+        assert everything(warehouse, run) == before
+        insert_runs(warehouse, without_run(tables_of(written, {A: "failed", B: "failed"}, diff=diff)))
+    assert history.latest_runs(warehouse, 9, repository="another/one") == [history.KnownRun(fork)]
+    assert {known.run for known in history.latest_runs(warehouse, 9)} == {run, fork}
 
 
 def test_inserting_a_run_again_changes_nothing(warehouse: Client) -> None:
@@ -159,9 +184,10 @@ def test_a_run_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
 
 def test_an_attempt_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
     run = a_run(3)
-    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}))
+    diff = [{"node_id": test, "change": "still_failing", "since_run_id": 1001} for test in (A, B)]
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, diff=diff[:1]))
     before = everything(warehouse, run)
-    insert_runs(warehouse, without_run(tables_of(replace(run, run_attempt=2), {A: "passed", B: "failed"})))
+    insert_runs(warehouse, without_run(tables_of(replace(run, run_attempt=2), {A: "passed", B: "failed"}, diff=diff)))
     assert everything(warehouse, run) == before
 
 
@@ -209,6 +235,7 @@ def test_previous_runs_are_older_or_of_the_same_commit_and_of_the_workflow(wareh
     found = history.previous_runs(warehouse, run, 5)
     assert found == [later_of_commit, a_run(9), a_run(8)]
     assert history.previous_runs(warehouse, run, 5, limit=1) == [later_of_commit]
+    assert history.previous_runs(warehouse, run, 6) == [a_run(4, workflow_id=6)]
     assert {r.run_id for r in history.previous_runs(warehouse, replace(run, created_at=None), 5)} == {
         1008,
         1009,
@@ -217,22 +244,33 @@ def test_previous_runs_are_older_or_of_the_same_commit_and_of_the_workflow(wareh
     }
 
 
+def test_of_a_previous_run_the_attempt_that_counts_is_found(warehouse: Client) -> None:
+    first = a_run(8, conclusion="failure")
+    second = replace(first, run_attempt=2, conclusion="success")
+    for attempt in (first, second, replace(first, run_attempt=1)):
+        insert_runs(warehouse, tables_of(attempt))
+    elsewhere = replace(first, repository="another/one", run_attempt=3)
+    insert_runs(warehouse, tables_of(elsewhere))
+    assert history.previous_runs(warehouse, a_run(9), 5) == [second]
+
+
 def test_an_earlier_run_knows_its_failures_its_passes_and_since_when(warehouse: Client) -> None:
     run = a_run(9)
     since = datetime(2025, 11, 4, 2, 17, tzinfo=UTC)
     diff = [
         {"node_id": A, "change": "still_failing", "against_run_id": 1008, "since_run_id": 1004, "since": since},
-        {"node_id": A, "change": "unique_failure", "against_run_id": 777},
-        {"node_id": B, "change": "new_failure", "against_run_id": 1008},
+        {"node_id": A, "change": "unique_failure", "against_run_id": 1777},
+        {"node_id": B, "change": "changed_error", "against_run_id": 1008, "since_run_id": 1005, "since": None},
+        {"node_id": D, "change": "new_failure", "against_run_id": 1008},
     ]
-    insert_runs(warehouse, tables_of(run, {A: "failed", B: "error", C: "passed"}, diff=diff))
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "error", C: "passed", D: "failed"}, diff=diff))
     earlier = history.earlier_run(warehouse, run, JOB, "previous run")
     assert earlier
-    a, b, c = (("models_bert", "single", node_id) for node_id in (A, B, C))
+    a, b, c, d = (("models_bert", "single", node_id) for node_id in (A, B, C, D))
     assert (earlier.run, earlier.label) == (run, "previous run")
-    assert earlier.failures == {a: "failed on day 9", b: "error on day 9"}
-    assert earlier.outcomes == {a: "failed", b: "error", c: "passed"}
-    assert earlier.since == {a: (1004, since)}
+    assert earlier.failures == {a: "failed on day 9", b: "error on day 9", d: "failed on day 9"}
+    assert earlier.outcomes == {a: "failed", b: "error", c: "passed", d: "failed"}
+    assert earlier.since == {a: (1004, since), b: (1005, None)}
 
 
 def test_a_test_that_passed_but_whose_teardown_failed_has_failed(warehouse: Client) -> None:
@@ -245,6 +283,17 @@ def test_a_test_that_passed_but_whose_teardown_failed_has_failed(warehouse: Clie
     assert earlier
     assert earlier.outcomes == {("models_bert", "single", A): "error"}
     assert len(history.history_of_test(warehouse, REPOSITORY, A)) == 2
+
+
+def test_a_test_that_was_tried_again_has_ended_as_it_did_at_last(warehouse: Client) -> None:
+    run = a_run(9)
+    all_tables = tables_of(run, {A: "passed", B: "failed"})
+    again = tables_of(run, {A: "rerun", B: "rerun"})["test_outcome"]
+    all_tables["test_outcome"] = pa.concat_tables([all_tables["test_outcome"], again])
+    insert_runs(warehouse, all_tables)
+    earlier = history.earlier_run(warehouse, run, JOB, "")
+    assert earlier
+    assert {test[2]: outcome for test, outcome in earlier.outcomes.items()} == {A: "passed", B: "failed"}
 
 
 def test_a_run_or_a_test_job_that_is_not_there_is_none(warehouse: Client) -> None:
@@ -272,6 +321,18 @@ def test_the_history_of_a_test_is_of_one_device_and_test_job_when_asked(warehous
     assert len(history.history_of_test(warehouse, REPOSITORY, A)) == 3
     assert len(history.history_of_test(warehouse, REPOSITORY, A, limit=2)) == 2
     assert history.history_of_test(warehouse, REPOSITORY, A, test_job="run_kernels_gpu") == []
+
+
+def test_nothing_that_happened_to_a_test_in_one_run_hides_anything_else(warehouse: Client) -> None:
+    run = a_run(9)
+    tests = [
+        {"node_id": A, "matrix_entry": entry, "postfix": postfix, "outcome": "skipped", "message": message}
+        for entry in ("models_bert", "")
+        for postfix in ("", "flaky")
+        for message in ("no GPU", "no network")
+    ]
+    insert_runs(warehouse, tables_of(run) | {"test_outcome": table(tables.TEST_OUTCOME, run, tests)})
+    assert len(history.history_of_test(warehouse, REPOSITORY, A)) == len(tests)
 
 
 def test_changes_are_counted_by_kind_and_by_the_run_compared_with(warehouse: Client) -> None:
