@@ -135,6 +135,28 @@ def test_a_forged_token_is_refused(issuer: OidcServer, forge: Callable[[OidcServ
     assert refusal(verifier(issuer), forge(issuer)).status == 401
 
 
+def test_a_token_seen_before_vouches_for_no_other(issuer: OidcServer):
+    known, token = verifier(issuer), issuer.token()
+    identity(known, token)
+    head, payload, signature = token.split(".")
+    assert refusal(known, f"{head}.{payload}.{signature[:-6]}AAAAAA").status == 401
+    assert refusal(known, f"{head}.{encoded(issuer.claims('org/victim'))}.{signature}").status == 401
+
+
+def test_an_issuer_cannot_speak_for_another(issuer: OidcServer):
+    with OidcServer() as other:
+        other.rotate()  # its key has an id of its own
+        both = Verifier([OidcIssuer.model_validate(each.issuer) for each in (issuer, other)], AUDIENCE)
+        for trusted in (issuer, other):
+            assert identity(both, trusted.token()).repo == "org/backend"
+        for kid in (issuer.kid, other.kid):
+            assert refusal(both, issuer.sign(issuer.claims(), other.keys[other.kid], kid=kid)).status == 401
+
+
+def test_a_clock_that_is_behind_is_no_reason_to_refuse(issuer: OidcServer):
+    assert identity(verifier(issuer), issuer.token(iat=int(time.time()) + 30)).repo == "org/backend"
+
+
 @given(st.one_of(st.binary(max_size=40), st.text("abcAZ09-_=+/ ", max_size=40).map(str.encode)))
 def test_a_part_of_a_token_is_read_as_pyjwt_reads_it(segment: bytes):
     def read(how: Callable[[bytes, str], bytes]) -> bytes | None:
