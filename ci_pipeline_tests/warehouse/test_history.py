@@ -125,18 +125,20 @@ def test_of_runs_that_began_at_once_the_latest_has_the_highest_id(warehouse: Cli
     assert [found.run_id for found in history.previous_runs(warehouse, run, 5)] == [1010, 1009, 1008, 1020]
 
 
-def test_runs_of_two_repositories_with_the_same_id_are_told_apart(warehouse: Client) -> None:
+def test_runs_of_other_repositories_with_the_same_id_are_told_apart(warehouse: Client) -> None:
     run = a_run(3)
-    fork = replace(run, repository="another/one", run_attempt=2)
-    diff = [{"node_id": A, "change": "still_failing", "since_run_id": 1001}]
-    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, diff=diff))
-    before = everything(warehouse, run)
-    insert_runs(warehouse, tables_of(fork, {A: "error", B: "passed", C: "failed"}, diff=[{**diff[0], "node_id": C}]))
-    for written in (fork, replace(fork, run_attempt=1), run):
-        assert everything(warehouse, run) == before
-        insert_runs(warehouse, without_run(tables_of(written, {A: "failed", B: "failed"}, diff=diff)))
-    assert history.latest_runs(warehouse, 9, repository="another/one") == [history.KnownRun(fork)]
-    assert {known.run for known in history.latest_runs(warehouse, 9)} == {run, fork}
+    older, newer = replace(run, repository="older/fork"), replace(run, repository="newer/fork")
+    diff = [{"node_id": C, "change": "still_failing", "since_run_id": 1001}]
+    insert_runs(warehouse, tables_of(older, {A: "failed", B: "failed", C: "failed"}, diff=diff))
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed", C: "failed"}, diff=diff))
+    insert_runs(warehouse, tables_of(run, {B: "failed"}))
+    insert_runs(warehouse, tables_of(newer, {A: "error", B: "passed", C: "failed"}, diff=diff))
+    known, results, changes, failing, earlier, of_a = everything(warehouse, run)
+    assert (known, len(results), changes, of_a) == (history.KnownRun(run), 1, [], [])
+    assert [row["node_id"] for row in failing] == [B]
+    assert (earlier.outcomes, earlier.since) == ({("models_bert", "single", B): "failed"}, {})
+    assert history.latest_runs(warehouse, 9, repository="newer/fork") == [history.KnownRun(newer)]
+    assert {known.run for known in history.latest_runs(warehouse, 9)} == {older, run, newer}
 
 
 def test_inserting_a_run_again_changes_nothing(warehouse: Client) -> None:
@@ -245,13 +247,10 @@ def test_previous_runs_are_older_or_of_the_same_commit_and_of_the_workflow(wareh
 
 
 def test_of_a_previous_run_the_attempt_that_counts_is_found(warehouse: Client) -> None:
-    first = a_run(8, conclusion="failure")
-    second = replace(first, run_attempt=2, conclusion="success")
-    for attempt in (first, second, replace(first, run_attempt=1)):
-        insert_runs(warehouse, tables_of(attempt))
-    elsewhere = replace(first, repository="another/one", run_attempt=3)
-    insert_runs(warehouse, tables_of(elsewhere))
-    assert history.previous_runs(warehouse, a_run(9), 5) == [second]
+    for day, attempt in ((7, 1), (7, 2), (8, 2), (8, 1)):
+        insert_runs(warehouse, tables_of(a_run(day, run_attempt=attempt)))
+    found = history.previous_runs(warehouse, a_run(9), 5)
+    assert [(run.run_id, run.run_attempt) for run in found] == [(1008, 2), (1007, 2)]
 
 
 def test_an_earlier_run_knows_its_failures_its_passes_and_since_when(warehouse: Client) -> None:
