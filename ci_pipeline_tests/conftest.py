@@ -15,6 +15,26 @@ from ci_pipeline.warehouse.embedded import Embedded
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+
+TOGETHER = ("test_up.py", "test_daemon.py", "test_run_launcher.py", "test_first_page.py", "test_pages_in_chromium.py")
+"""Modules that start so much that one worker runs all of their tests."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """The tests of `TOGETHER` begin first; the others go wherever a worker is free."""
+    # Not by `--dist loadgroup`: with pytest 9.2 the marks of groups have no effect (pytest-dev/pytest-xdist#1386).
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModuleOrTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module.endswith(TOGETHER) else nodeid
+
+    return ByModuleOrTest(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -25,18 +45,41 @@ def embedded_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emb
 
 
 @pytest.fixture
-def warehouse_url(embedded_warehouse: Embedded) -> str:
+def new_warehouse_url(embedded_warehouse: Embedded) -> str:
     """The URL of a database that nobody else uses, and that does not exist yet."""
     return embedded_warehouse.url.removesuffix("default") + f"test_{uuid4().hex}"
 
 
+@pytest.fixture(scope="session")
+def migrated() -> list[Client]:
+    """A warehouse that has all tables, and nothing in them, or none."""
+    return []
+
+
 @pytest.fixture
-def warehouse(warehouse_url: str) -> Iterator[Client]:
-    """An empty warehouse with all tables."""
-    client = connect(warehouse_url)
-    migrate(client)
+def warehouse(migrated: list[Client], new_warehouse_url: str) -> Iterator[Client]:
+    """A warehouse with all tables, and nothing in them: that of the test before, if it left the tables as they were."""
+    if not migrated:
+        migrated.append(connect(new_warehouse_url))
+        migrate(migrated[0])
+    client = migrated[0]
+    before = client.query(SCHEMA).result_rows
     yield client
-    client.command(f"DROP DATABASE {client.database}", use_database=False)
+    client.command(f"TRUNCATE ALL TABLES FROM {client.database} NOT LIKE 'schema_migration'")
+    if client.query(SCHEMA).result_rows != before:
+        client.command(f"DROP DATABASE {migrated.pop().database}", use_database=False)
+
+
+SCHEMA = """
+    SELECT create_table_query, if(name = 'schema_migration', total_rows, 0)
+    FROM system.tables WHERE database = currentDatabase() ORDER BY name
+"""
+
+
+@pytest.fixture
+def warehouse_url(embedded_warehouse: Embedded, warehouse: Client) -> str:
+    """The URL of `warehouse`."""
+    return embedded_warehouse.url.removesuffix("default") + str(warehouse.database)
 
 
 @pytest.fixture

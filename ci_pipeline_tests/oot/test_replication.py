@@ -126,8 +126,8 @@ def test_a_file_of_an_earlier_version_is_opened_and_its_jobs_stay_where_they_wer
     assert ("completed", date(2026, 4, 27)) in partitions(warehouse)
 
 
-def test_a_warehouse_of_an_earlier_version_keeps_its_jobs(warehouse_url: str, monkeypatch: pytest.MonkeyPatch):
-    client = connect(warehouse_url)
+def test_a_warehouse_of_an_earlier_version_keeps_its_jobs(new_warehouse_url: str, monkeypatch: pytest.MonkeyPatch):
+    client = connect(new_warehouse_url)
     every = warehouse_client._migrations()  # pyright: ignore[reportPrivateUsage]
     earlier = {name: statements for name, statements in every.items() if name < "0006"}
     with monkeypatch.context() as patched:

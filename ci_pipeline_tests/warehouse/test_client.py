@@ -67,19 +67,19 @@ def test_every_table_keeps_the_highest_version_by_month(warehouse: Client) -> No
         assert partition == "toYYYYMM(run_created_at)"
 
 
-def test_migrations_are_applied_once(warehouse_url: str) -> None:
-    client = connect(warehouse_url)
+def test_migrations_are_applied_once(new_warehouse_url: str) -> None:
+    client = connect(new_warehouse_url)
     assert migrate(client) == list(module._migrations())
     assert migrate(client) == []
 
 
-def test_two_processes_may_migrate_at_once(warehouse_url: str) -> None:
+def test_two_processes_may_migrate_at_once(new_warehouse_url: str) -> None:
     code = (
         "import sys; from ci_pipeline.warehouse.client import connect, migrate;"
         "client = connect(sys.argv[1]); sys.stdin.read(1); migrate(client)"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, warehouse_url], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", code, new_warehouse_url], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     for process in processes:
@@ -89,7 +89,7 @@ def test_two_processes_may_migrate_at_once(warehouse_url: str) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
-    assert migrate(connect(warehouse_url)) == []
+    assert migrate(connect(new_warehouse_url)) == []
 
 
 def test_every_statement_of_a_migration_may_run_twice(warehouse: Client) -> None:
@@ -125,9 +125,9 @@ def test_every_table_is_made_with_the_engine_of_the_deployment(engine: module.En
     assert len(engines) == sum("CREATE TABLE" in text for text in statements)
 
 
-def test_an_engine_that_the_warehouse_does_not_have_is_one_line(warehouse_url: str) -> None:
+def test_an_engine_that_the_warehouse_does_not_have_is_one_line(new_warehouse_url: str) -> None:
     with pytest.raises(WarehouseError, match=r"^the warehouse refuses a migration: .*SharedReplacingMergeTree"):
-        migrate(connect(warehouse_url), "shared")
+        migrate(connect(new_warehouse_url), "shared")
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8123", "ftp://host/", "http://host:99999/", "http:///database"])

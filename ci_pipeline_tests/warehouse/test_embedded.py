@@ -43,10 +43,10 @@ def http(embedded_warehouse: Embedded) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture(params=[False, "gzip", "zstd", "lz4"])
-def client(request: pytest.FixtureRequest, warehouse_url: str) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, new_warehouse_url: str) -> Iterator[Client]:
     """clickhouse-connect with each compression of requests and answers."""
-    address = httpx2.URL(warehouse_url)
-    connect(warehouse_url).command(f"CREATE DATABASE {address.path.strip('/')}", use_database=False)
+    address = httpx2.URL(new_warehouse_url)
+    connect(new_warehouse_url).command(f"CREATE DATABASE {address.path.strip('/')}", use_database=False)
     client = clickhouse_connect.get_client(
         host=address.host,
         port=address.port,

@@ -368,8 +368,8 @@ def test_the_failing_tests_of_a_run_are_read_from_its_projection(warehouse: Clie
     assert "by_run" in str(plan)
 
 
-def test_a_warehouse_without_tables_is_one_line(warehouse_url: str) -> None:
+def test_a_warehouse_without_tables_is_one_line(new_warehouse_url: str) -> None:
     with pytest.raises(WarehouseError) as raised:
-        history.latest_runs(connect(warehouse_url), 1)
-    name = warehouse_url.rpartition("/")[2]
+        history.latest_runs(connect(new_warehouse_url), 1)
+    name = new_warehouse_url.rpartition("/")[2]
     assert str(raised.value) == f"the warehouse does not answer: Database {name} does not exist"
