@@ -11,7 +11,7 @@ run: $(READY)  ## start everything on this machine and show the bundled CI runs 
 	@$(BIN)/ci-pipeline up $(ARGS)
 
 test: $(READY)  ## all tests (ARGS='-m "not slow"' for the quick ones)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(READY)  ## lint, format check, strict types
 	@$(BIN)/ruff check .

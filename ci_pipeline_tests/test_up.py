@@ -104,7 +104,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
         os.kill(pid, signal.SIGKILL)
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(2 * SECONDS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * SECONDS)]
 
 
 def test_make_run_once_makes_the_reports_of_the_sample_and_leaves_nothing_behind(up: Up) -> None:

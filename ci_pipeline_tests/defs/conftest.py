@@ -64,6 +64,14 @@ class Machine:
         return {str(path): json.loads(path.read_text())["text"] for path in found}
 
 
+@pytest.fixture(scope="session")
+def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The databases of an instance in which nothing happened yet, for tests to copy: to make them takes a second."""
+    home = tmp_path_factory.mktemp("dagster")
+    with dg.DagsterInstance.local_temp(str(home)):
+        return home
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     with dg.DagsterInstance.ephemeral() as instance:

@@ -18,7 +18,7 @@ from benchmarks.dagster_latency import dagster_dev
 from ci_pipeline.defs.run_launcher import PROCESS
 from ci_pipeline_tests.ci_runs import put_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("daemon"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 ASSERT = "AssertionError: 1 != 2"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -29,10 +30,9 @@ NOWHERE = "http://127.0.0.1:9/default"
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path, dagster_home: Path) -> Iterator[Machine]:
     """With an instance that keeps ticks."""
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+    with dg.DagsterInstance.local_temp(str(shutil.copytree(dagster_home, tmp_path / "dagster"))) as instance:
         yield Machine(tmp_path, instance)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,16 +26,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def from_project(folder: Path, more: str = "") -> dg.DagsterInstance:
-    """An instance as `dagster.yaml` describes it."""
-    folder.mkdir()
-    (folder / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text() + more)
-    return dg.DagsterInstance.from_config(str(folder))
-
-
 @pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with from_project(tmp_path / "dagster") as instance:
+def instance(tmp_path: Path, dagster_home: Path) -> Iterator[dg.DagsterInstance]:
+    home = shutil.copytree(dagster_home, tmp_path / "dagster")
+    shutil.copy(PROJECT / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
 
 
@@ -66,9 +62,11 @@ def seen(instance: dg.DagsterInstance) -> dict[str, object]:
     return shown
 
 
-def test_history_reads_as_in_dagsters_own_storage(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    (tmp_path / "own").mkdir()
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path / "own"))) as own:
+def test_history_reads_as_in_dagsters_own_storage(
+    tmp_path: Path, dagster_home: Path, instance: dg.DagsterInstance
+) -> None:
+    own_home = shutil.copytree(dagster_home, tmp_path / "own")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(own_home))) as own:
         answers: list[dict[str, object]] = []
         for name, used in (("a", instance), ("b", own)):
             (tmp_path / name).mkdir()
@@ -108,7 +106,9 @@ def test_batches_are_on_whatever_started_dagster(instance: dg.DagsterInstance) -
 
 def test_another_storage_in_the_file_is_the_storage(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    with from_project(tmp_path / "dagster", f"\nstorage:\n  sqlite:\n    base_dir: {elsewhere}\n") as instance:
+    another = f"\nstorage:\n  sqlite:\n    base_dir: {elsewhere}\n"
+    (tmp_path / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text() + another)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert type(instance.event_log_storage) is SqliteEventLogStorage
     assert elsewhere.is_dir()
 

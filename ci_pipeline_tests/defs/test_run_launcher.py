@@ -1,6 +1,7 @@
 """Runs of Dagster in processes that did their imports before: what becomes of a run whose process does not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +29,12 @@ def waiting() -> None:
     work()
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    (tmp_path / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text())
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+@pytest.fixture(scope="module")
+def instance(dagster_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    """All tests have one, since a worker does its imports for seconds."""
+    home = shutil.copytree(dagster_home, tmp_path_factory.mktemp("home"), dirs_exist_ok=True)
+    shutil.copy(PROJECT / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
 
 
@@ -62,12 +65,12 @@ def process(instance: dg.DagsterInstance, run_id: str) -> int:
     return int(run(instance, run_id).tags[PROCESS].partition(":")[0])
 
 
-def worker(instance: dg.DagsterInstance) -> int:
+def worker(instance: dg.DagsterInstance) -> subprocess.Popen[str]:
     """What makes the processes of this instance's runs."""
     launcher = instance.run_launcher
     assert isinstance(launcher, WarmRunLauncher)
     assert launcher._worker
-    return launcher._worker.pid
+    return launcher._worker
 
 
 @pytest.mark.slow
@@ -79,10 +82,10 @@ def test_each_run_has_a_process_of_its_own_and_one_worker_makes_them(instance: d
         assert run(instance, run_id).status == dg.DagsterRunStatus.SUCCESS
     third = launch(instance)
     wait_for(lambda: run(instance, third).status == dg.DagsterRunStatus.SUCCESS)
-    assert len({made_by, *(process(instance, run_id) for run_id in (first, second, third))}) == 4
+    assert len({made_by.pid, *(process(instance, run_id) for run_id in (first, second, third))}) == 4
     assert worker(instance) == made_by
     instance.run_launcher.dispose()
-    assert not is_running(made_by)
+    assert not is_running(made_by.pid)
 
 
 @pytest.mark.slow
@@ -90,8 +93,8 @@ def test_a_worker_that_died_is_replaced(instance: dg.DagsterInstance) -> None:
     first = launch(instance)
     wait_for(lambda: run(instance, first).is_finished)
     died = worker(instance)
-    os.kill(died, signal.SIGKILL)
-    wait_for(lambda: not is_running(died))
+    died.kill()
+    wait_for(lambda: died.poll() is not None)
     second = launch(instance)
     assert worker(instance) != died
     wait_for(lambda: run(instance, second).is_finished)
@@ -104,9 +107,9 @@ def test_a_run_goes_on_when_the_worker_dies_and_one_that_has_no_process_yet_has_
 ) -> None:
     working = launch(instance, seconds="3")
     wait_for(lambda: run(instance, working).status == dg.DagsterRunStatus.STARTED)
-    os.kill(worker(instance), signal.SIGSTOP)
+    worker(instance).send_signal(signal.SIGSTOP)
     waiting = launch(instance)
-    os.kill(worker(instance), signal.SIGKILL)
+    worker(instance).kill()
     wait_for(lambda: run(instance, waiting).is_finished)
     assert run(instance, waiting).status == dg.DagsterRunStatus.FAILURE
     assert any("SIGKILL" in event.message for event in instance.all_logs(waiting))
@@ -143,6 +146,7 @@ def test_a_run_that_somebody_stops_is_canceled(instance: dg.DagsterInstance) -> 
 
 @pytest.mark.slow
 def test_a_run_that_somebody_stops_before_it_has_a_process_is_canceled(instance: dg.DagsterInstance) -> None:
+    instance.run_launcher.dispose()  # another worker has its imports to do
     run_id = launch(instance)
     assert not instance.run_launcher.terminate(run_id)
     wait_for(lambda: run(instance, run_id).is_finished)
