@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ci_pipeline.check_config import Config, channels, datasets, masked
@@ -97,7 +97,7 @@ def _questions(settings: OotSettings, profile: Profile | None) -> Iterator[Quest
 
 
 def _source(settings: OotSettings, profile: Profile) -> str:
-    source = open_source(settings, profile, once=True)
+    source = open_source(settings, profile, s3=_s3() if settings.source.startswith("s3:") else None, once=True)
     if settings.source != "github" or not profile.workflows:
         # One page, and nothing on it: GitHub is asked for what was created in the 36 days before.
         source.runs_after(cursor_at(datetime.now(UTC) + timedelta(days=36)))
@@ -107,10 +107,16 @@ def _source(settings: OotSettings, profile: Profile) -> str:
 
 
 def _bucket(name: str) -> str:
-    import boto3
-
-    boto3.Session().client("s3").list_objects_v2(Bucket=name, MaxKeys=1)
+    _s3().list_objects_v2(Bucket=name, MaxKeys=1)
     return "can be read"
+
+
+def _s3() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # A session of its own: boto3's default one is not for several threads.
+    return boto3.Session().client("s3", config=Config(retries={"total_max_attempts": 1}))
 
 
 def _slack(slack: SlackClient, names: list[str]) -> str:

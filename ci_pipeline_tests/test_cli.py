@@ -155,6 +155,7 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CI_PIPELINE_SOURCE", "ftp://x", "is no source"),
         ("CI_PIPELINE_SOURCE", "github", "ACCESS_REPO_INFO_TOKEN: not set"),
         ("CI_PIPELINE_WAREHOUSE_URL", "localhost:8123", "CI_PIPELINE_WAREHOUSE_URL: not of the form"),
+        ("CI_PIPELINE_WAREHOUSE_URL", "http://[::1", "CI_PIPELINE_WAREHOUSE_URL: not of the form"),
         ("CI_PIPELINE_QUIET_SECONDS", "soon", "CI_PIPELINE_QUIET_SECONDS: "),
         ("CI_PIPELINE_OIDC_ISSUERS", "[x", "CI_PIPELINE_OIDC_ISSUERS: must be JSON"),
         ("CI_PIPELINE_OOT_ALLOWLIST", "/not/there.yml", "CI_PIPELINE_OOT_ALLOWLIST: /not/there.yml: No such file"),
