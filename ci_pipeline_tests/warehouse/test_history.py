@@ -161,15 +161,16 @@ def test_an_insert_that_the_client_repeats_counts_once(warehouse: Client) -> Non
         insert(warehouse, name, all_tables[name], version=1)
     _, results, changes, failing, _, outcomes = everything(warehouse, run)
     assert [len(rows) for rows in (results, changes, failing, outcomes)] == [1, 1, 1, 1]
+    assert changes[0]["tests"] == 1
 
 
 def test_rows_that_are_gone_the_second_time_are_gone(warehouse: Client) -> None:
     run = a_run(3)
     diff = [{"node_id": A, "change": "new_failure"}]
-    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, problems=["x"], diff=diff))
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, problems=["x"], diff=diff, device="multi"))
     insert_runs(warehouse, tables_of(run, {B: "passed"}))
-    _, _, changes, failing, earlier, of_a = everything(warehouse, run)
-    assert (changes, failing, of_a) == ([], [], [])
+    _, results, changes, failing, earlier, of_a = everything(warehouse, run)
+    assert ([row["device"] for row in results], changes, failing, of_a) == (["single"], [], [], [])
     assert earlier.outcomes == {("models_bert", "single", B): "passed"}
 
 
@@ -187,7 +188,7 @@ def test_a_run_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
 def test_an_attempt_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
     run = a_run(3)
     diff = [{"node_id": test, "change": "still_failing", "since_run_id": 1001} for test in (A, B)]
-    insert_runs(warehouse, tables_of(run, {A: "failed", B: "failed"}, diff=diff[:1]))
+    insert_runs(warehouse, tables_of(run, {A: "failed", B: "passed"}, diff=diff[:1]))
     before = everything(warehouse, run)
     insert_runs(warehouse, without_run(tables_of(replace(run, run_attempt=2), {A: "passed", B: "failed"}, diff=diff)))
     assert everything(warehouse, run) == before
