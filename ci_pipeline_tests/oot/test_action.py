@@ -229,7 +229,7 @@ def test_a_run_in_which_everything_fails_is_cut_to_what_the_relay_takes(
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"CALLBACK_URL": "http://127.0.0.1:9/github/callback"}, "could not be told"),
+        ({"CALLBACK_URL": "http://127.0.0.1:9/github/callback", "TIMEOUT": "1"}, "could not be told"),
         ({"CALLBACK_URL": "http://relay.example/github/callback"}, "https"),
         ({"CALLBACK_URL": "http://127.0.0.1.relay.example/github/callback"}, "https"),
         ({"STATUS": "done"}, "in_progress or completed"),
