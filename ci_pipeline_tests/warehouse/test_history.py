@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -137,6 +138,7 @@ def test_runs_of_other_repositories_with_the_same_id_are_told_apart(warehouse: C
     assert (known, len(results), changes, of_a) == (history.KnownRun(run), 1, [], [])
     assert [row["node_id"] for row in failing] == [B]
     assert (earlier.outcomes, earlier.since) == ({("models_bert", "single", B): "failed"}, {})
+    assert [row["outcome"] for row in history.history_of_test(warehouse, REPOSITORY, B)] == ["failed"]
     assert history.latest_runs(warehouse, 9, repository="newer/fork") == [history.KnownRun(newer)]
     assert {known.run for known in history.latest_runs(warehouse, 9)} == {older, run, newer}
 
@@ -213,6 +215,7 @@ def test_a_later_attempt_wins_whenever_it_came(warehouse: Client) -> None:
     known = history.find_run(warehouse, run.run_id)
     assert known
     assert known.run.run_attempt == 2
+    assert [row["run_attempt"] for row in history.job_results(warehouse, REPOSITORY, [run.run_id])] == [2]
     assert failing_tests(warehouse, run.run_id) == []
     assert [row["outcome"] for row in history.history_of_test(warehouse, REPOSITORY, A)] == ["passed"]
 
@@ -325,12 +328,9 @@ def test_the_history_of_a_test_is_of_one_device_and_test_job_when_asked(warehous
 
 def test_nothing_that_happened_to_a_test_in_one_run_hides_anything_else(warehouse: Client) -> None:
     run = a_run(9)
-    tests = [
-        {"node_id": A, "matrix_entry": entry, "postfix": postfix, "outcome": "skipped", "message": message}
-        for entry in ("models_bert", "")
-        for postfix in ("", "flaky")
-        for message in ("no GPU", "no network")
-    ]
+    names = ("device", "matrix_entry", "postfix", "message")
+    ends = product(("single", "multi"), ("models_bert", ""), ("", "flaky"), ("no GPU", "no network"))
+    tests = [{"node_id": A, "outcome": "skipped", **dict(zip(names, end, strict=True))} for end in ends]
     insert_runs(warehouse, tables_of(run) | {"test_outcome": table(tables.TEST_OUTCOME, run, tests)})
     assert len(history.history_of_test(warehouse, REPOSITORY, A)) == len(tests)
 
