@@ -168,7 +168,7 @@ def unavailable(*args: Any, **options: Any) -> list[CiRun]:
 def test_runs_that_are_processed_together_are_compared_with_one_another_and_what_the_warehouse_has_between(
     inbox: Path, deployment: Deployment, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    days = [date(2026, 2, day) for day in range(1, 5)]
+    days = [date(2026, 2, day) for day in range(1, 6)]
     for first_id, workflow in ((101, NIGHTLY), (201, AMD)):
         for run_id, day in enumerate(days, first_id):
             put_run(inbox, run_id, {"models_bert": (["test_a"], {})}, day=day, workflow=workflow)
@@ -177,11 +177,11 @@ def test_runs_that_are_processed_together_are_compared_with_one_another_and_what
     for run_id in (101, 103, 201, 203):
         process_run(runs[run_id], services)
     monkeypatch.setattr(services.source, "workflow_runs", unavailable)
-    together = [runs[run_id] for run_id in (104, 204, 102, 202)]
+    together = [runs[run_id] for run_id in (105, 104, 204, 102, 202)]
     known = earlier_runs.known_together(together, services)
     monkeypatch.setattr(services, "warehouse", None)
     compared = {run.run_id: [c.run.run_id for c in earlier_runs.comparisons(run, services, known)] for run in together}
-    assert compared == {104: [103], 204: [203], 102: [101], 202: [201]}
+    assert compared == {105: [104], 104: [103], 204: [203], 102: [101], 202: [201]}
 
 
 def test_a_source_that_does_not_answer_costs_the_comparison_and_not_the_report(
