@@ -276,6 +276,17 @@ def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_n
     }
 
 
+def test_of_a_run_before_whose_results_cannot_be_read_the_reports_are_read(inbox: Path, deployment: Deployment) -> None:
+    before = put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=FIRST)
+    results = before / "artifacts" / "ci_results_run_models_gpu" / "model_results.json"
+    results.parent.mkdir()
+    results.write_text("{")
+    put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND)
+    services = deployment()
+    done = process_run(services.source.run(102), services)
+    assert changes(done) == {"test_a": "new_failure", "test_b": "still_failing"}
+
+
 def test_the_warnings_that_the_ci_run_selected_are_counted(inbox: Path, deployment: Deployment) -> None:
     run = put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
     selected = run / "artifacts" / "warnings_in_ci" / "selected_warnings.json"
