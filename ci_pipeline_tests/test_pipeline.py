@@ -257,6 +257,27 @@ def test_what_other_test_jobs_of_the_run_before_did_is_not_compared_with(
     }
 
 
+def add_error(run: Path, others: str) -> None:
+    """A test of the run's one report that could not be set up."""
+    [report] = run.glob("artifacts/*_test_reports")
+    (report / "stats.txt").write_text(f"== {others}, 1 error in 1.00s ==")
+    with (report / "summary_short.txt").open("a") as summary:
+        summary.write("ERROR tests/models/bert/test_x.py::test_c - OSError: no\n")
+
+
+@pytest.mark.parametrize("processed", [False, True])
+def test_errors_and_passes_of_the_run_before_are_known_wherever_they_are_read(
+    inbox: Path, deployment: Deployment, processed: bool
+) -> None:
+    add_error(put_run(inbox, 101, {"models_bert": (["test_a", "test_b"], {})}, day=FIRST), "2 passed")
+    add_error(put_run(inbox, 102, {"models_bert": (["test_a"], {})}, day=SECOND), "1 passed")
+    services = deployment()
+    if processed:
+        process_run(services.source.run(101), services)
+    done = process_run(services.source.run(102), services)
+    assert changes(done) == {"test_b": "vanished", "test_c": "still_failing"}
+
+
 def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_no_errors(
     inbox: Path, deployment: Deployment
 ) -> None:
@@ -265,10 +286,7 @@ def test_an_error_is_not_new_where_the_older_reporter_of_the_run_before_listed_n
     results.parent.mkdir()
     results.write_text(json.dumps({"models_bert": {"failures": {"single": []}}}))
     run = put_run(inbox, 102, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=SECOND)
-    [report] = run.glob("artifacts/*_test_reports")
-    (report / "stats.txt").write_text("== 1 failed, 1 passed, 1 error in 1.00s ==")
-    with (report / "summary_short.txt").open("a") as summary:
-        summary.write("ERROR tests/models/bert/test_x.py::test_c - OSError: no\n")
+    add_error(run, "1 failed, 1 passed")
     services = deployment()
     assert changes(process_run(services.source.run(102), services)) == {
         "test_b": "new_failure",
