@@ -221,12 +221,18 @@ def test_many_equal_callbacks_at_once_are_one_transition(dispatched: TestClient,
 
 def test_a_name_that_somebody_else_claimed_is_refused_until_confirmed(dispatched: TestClient, issuer: OidcServer):
     assert send(dispatched, issuer, callback(), repository_id="1").status_code == 200
-    refused = send(dispatched, issuer, callback(workflow__check_run_id="666"), repository_id="2")
-    assert refused.status_code == 401
-    assert "an operator must confirm" in refused.json()["detail"]
+    for spelling in ("org/backend", "org/backend", "Org/Backend"):
+        refused = send(dispatched, issuer, callback(workflow__check_run_id="666"), spelling, repository_id="2")
+        assert refused.status_code == 401
+        assert "an operator must confirm" in refused.json()["detail"]
     relay_of(dispatched).store.confirm_repository("org/backend", "2").result()
     assert send(dispatched, issuer, callback(workflow__check_run_id="102"), repository_id="2").status_code == 200
     assert send(dispatched, issuer, callback(workflow__check_run_id="103"), repository_id="1").status_code == 401
+
+
+def test_an_issuer_that_knows_no_ids_is_believed_without(dispatched: TestClient, issuer: OidcServer):
+    for repository_id in ("1", None):
+        assert send(dispatched, issuer, callback(), repository_id=repository_id).status_code == 200
 
 
 def test_a_pull_request_that_was_not_dispatched_is_refused(dispatched: TestClient, issuer: OidcServer):
