@@ -117,6 +117,20 @@ def test_a_nightly_reports_once_and_without_a_dispatch(client: TestClient, issue
     assert not {"queue_time", "execution_time"} & set(change.record)
 
 
+def test_a_callback_that_does_not_say_what_repository_it_is_about_is_about_upstream(
+    dispatched: TestClient, issuer: OidcServer
+):
+    assert send(dispatched, issuer, callback(payload={})).status_code == 200
+    [change] = relay_of(dispatched).store.records()
+    assert change.record["upstream_repo"] == "org/upstream"
+
+
+def test_tokens_are_for_the_audience_of_the_deployment(settings: OotSettings, issuer: OidcServer):
+    with with_settings(settings, oidc_audience="ours") as client:
+        assert send(client, issuer, callback(), repo="org/watcher", aud="ours").status_code == 200
+        assert send(client, issuer, callback(), repo="org/watcher").status_code == 401
+
+
 def test_a_listed_repository_is_known_whatever_the_case_of_its_name(dispatched: TestClient, issuer: OidcServer):
     assert send(dispatched, issuer, callback(), repo="Org/Backend").status_code == 200
     assert relay_of(dispatched).store.record(KEY)
