@@ -155,10 +155,18 @@ def without_ghosts(
             guess = found
     names = {headline(entry.node_id) for entry in entries}
     known = [name for name in headlines() if name in names]
+
+    def is_known(i: int, entry: Entry) -> bool:
+        return headline(entry.node_id) == known[i]
+
+    def is_known_to_both(i: int, entry: Entry) -> bool:
+        return is_known(i, entry) and crashes[i].agrees_with(entry.message)
+
     if len(known) == counted:
-        found, _ = _in_step(entries, counted, lambda i, entry: headline(entry.node_id) == known[i])
-        if len(found) == counted:
-            return found
+        for agrees in (is_known_to_both, is_known) if len(crashes) == counted else (is_known,):
+            found, _ = _in_step(entries, counted, agrees)
+            if len(found) == counted:
+                return found
     texts = {crash.text for crash in crashes}
     confirmed = [e for e in guess if headline(e.node_id) in known or e.message.strip() in texts]
     return confirmed if len(confirmed) == counted else guess

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ci_pipeline.reports.read import read_report
@@ -90,6 +90,13 @@ failing = st.builds(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 @given(st.lists(failing, max_size=8, unique_by=lambda test: test.node_id), st.integers(0, 5))
+@example(
+    [
+        Failing("tests/test_a.py::test_b0", ["Error:", "FAILED tests/test_b.py::test_b - ghost"], 1),
+        Failing("tests/test_a.py::test_b", ["Error:"], 1),
+    ],
+    0,
+)
 def test_every_failing_test_is_listed_once_with_its_own_trace_whatever_its_message_says(
     tmp_path: Path, tests: list[Failing], passed: int
 ) -> None:
