@@ -154,7 +154,8 @@ def test_reconciliation_repairs_a_day_and_warns_of_it(
         store.write(job(str(n))).result()
     deployment.tick()
     warehouse.command("ALTER TABLE oot_workflow_job DELETE WHERE dynamoKey = '1' SETTINGS mutations_sync = 1")
-    result = deployment.materialize(oot.oot_reconciliation)
+    day = f"{datetime.fromtimestamp(next(store.records()).changed_at, UTC):%Y-%m-%d}"
+    result = deployment.materialize(oot.oot_reconciliation, day=day)
     assert metadata(result) == {
         "jobs": 3,
         "missing": 1,
@@ -168,7 +169,7 @@ def test_reconciliation_repairs_a_day_and_warns_of_it(
     found: Any = check.metadata["found"]
     assert [row.data for row in found.records] == [{"dynamoKey": "1", "was": "missing"}]
     assert warehouse.command("SELECT count() FROM oot_workflow_job FINAL") == 3
-    [check] = deployment.materialize(oot.oot_reconciliation).get_asset_check_evaluations()
+    [check] = deployment.materialize(oot.oot_reconciliation, day=day).get_asset_check_evaluations()
     assert check.passed
 
 
@@ -209,7 +210,7 @@ def test_health_counts_the_jobs_of_its_day_alone_and_nightlies_apart(deployment:
 def test_a_range_of_days_is_one_dagster_run(deployment: Deployment, store: SqliteStore) -> None:
     store.write(job("1")).result()
     deployment.tick()
-    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
+    yesterday = f"{datetime.fromisoformat(TODAY) - timedelta(days=1):%Y-%m-%d}"
     tags = {"dagster/asset_partition_range_start": yesterday, "dagster/asset_partition_range_end": TODAY}
     job_def = deployment.definitions.resolve_job_def("oot_daily")
     result = job_def.execute_in_process(tags=tags, instance=deployment.instance)

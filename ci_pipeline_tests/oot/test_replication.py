@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 KEY = "org/backend/delivery-1/CI/test/101"
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-TOMORROW = TODAY + timedelta(days=1)
+LATER = TODAY + timedelta(days=2)  # midnight may come while the tests run
 
 
 def record(status: str = "in_progress", key: str = KEY, **fields: Any) -> Record:
@@ -422,7 +422,7 @@ def test_reconciliation_finds_and_repairs_what_is_missing_or_different(store: St
     warehouse.command("ALTER TABLE oot_workflow_job DELETE WHERE dynamoKey = 'key-2' SETTINGS mutations_sync = 1")
     replication.insert(warehouse, [Change(record(key="stranger"), 1, time.time())])
 
-    found = reconcile(store, warehouse, TODAY, TOMORROW)
+    found = reconcile(store, warehouse, TODAY, LATER)
     assert (found.jobs, found.missing, found.refused, found.strangers) == (4, ("key-2",), (), ("stranger",))
     assert found.different == ("key-1",)
     assert rows(warehouse) == [
@@ -432,14 +432,14 @@ def test_reconciliation_finds_and_repairs_what_is_missing_or_different(store: St
         ("key-3", "in_progress"),
         ("stranger", "in_progress"),
     ]
-    again = reconcile(store, warehouse, TODAY, TOMORROW)
+    again = reconcile(store, warehouse, TODAY, LATER)
     assert (again.jobs, again.missing, again.different) == (4, (), ())
 
 
 def test_reconciliation_looks_at_the_day_that_it_is_asked_for_alone(store: Store, warehouse: Client) -> None:
     store.write(record()).result()
     assert reconcile(store, warehouse, TODAY - timedelta(days=1), TODAY).jobs == 0
-    assert reconcile(store, warehouse, TODAY, TOMORROW).missing == (KEY,)
+    assert reconcile(store, warehouse, TODAY, LATER).missing == (KEY,)
 
 
 def test_an_empty_warehouse_is_filled_from_the_store(store: Store, warehouse: Client) -> None:
