@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Self, cast
@@ -209,7 +210,7 @@ def _application(engine: _Engine, host: str) -> Starlette:
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
 
-    limiter: list[CapacityLimiter] = []  # made in the event loop: outside of it, anyio wraps it in an adapter
+    limiter = cache(partial(CapacityLimiter, QUERIES_AT_ONCE))  # made in the event loop: outside, anyio adds an adapter
 
     async def ping(request: Request) -> Response:
         return PlainTextResponse("Ok.\n")
@@ -220,13 +221,11 @@ def _application(engine: _Engine, host: str) -> Starlette:
             return PlainTextResponse("requests of web pages are refused\n", 403)
         if request.method == "GET" and "query" not in request.query_params:
             return PlainTextResponse("Ok.\n")
-        if not limiter:
-            limiter.append(CapacityLimiter(QUERIES_AT_ONCE))
         headers = request.headers
         small = "transfer-encoding" not in headers and int(headers.get("content-length", 0)) < _PIECE
         body = io.BytesIO(await request.body()) if small else io.BufferedReader(_Body(request.stream()), _PIECE)
         return await to_thread.run_sync(
-            engine.answer, request.method, request.query_params, request.headers, body, limiter=limiter[0]
+            engine.answer, request.method, request.query_params, request.headers, body, limiter=limiter()
         )
 
     return Starlette(
