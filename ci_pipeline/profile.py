@@ -118,6 +118,11 @@ class Profile(_Part):
         """The device of a machine; a machine that no device names is a device of its own."""
         return next((d for d, known in self.devices.items() if any(m in machine for m in known.machines)), machine)
 
+    def oncall_of(self, test_job: str, matrix_entry: str) -> str:
+        """Whom to ask about a matrix entry, by its name with or without its job's prefix; "" where it is of nobody."""
+        job = self.test_jobs.get(test_job)
+        return self.oncall.get(matrix_entry) or self.oncall.get(job.short(matrix_entry) if job else "", "")
+
     def workflow_of(self, workflow_id: int, path: str) -> Workflow | None:
         """The workflow of this id, or of this file; 0 and "" where one of them is not known."""
         return next((w for w in self.workflows if w.id == workflow_id != 0 or w.path == path != ""), None)

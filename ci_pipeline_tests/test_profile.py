@@ -68,3 +68,11 @@ def test_an_unknown_profile_names_the_known_ones():
 )
 def test_a_run_is_called_what_the_profile_calls_its_workflow(run: CiRun, title: str) -> None:
     assert load_profile("transformers").run_title(run) == title
+
+
+def test_a_folder_is_asked_about_by_its_name_with_or_without_its_job_s_prefix():
+    oncall = {"models_bert": "ada", "gpt2": "linus", "run_models_gpu": "the CI team"}
+    profile = load_profile("transformers").model_copy(update={"oncall": oncall})
+    folders = ("models_bert", "models_gpt2", "models_vit")
+    assert [profile.oncall_of("run_models_gpu", folder) for folder in folders] == ["ada", "linus", ""]
+    assert profile.oncall_of("unknown_job", "models_gpt2") == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from ci_pipeline.analysis.infrastructure import infrastructure
 from ci_pipeline.model import RED, CiRun
 from ci_pipeline.profile import Profile
-from ci_pipeline.publish.slack_full import INFRASTRUCTURE
 from ci_pipeline.services import Services
 from ci_pipeline.warehouse import WarehouseError, history
 from ci_pipeline.warehouse.history import KnownRun, Row
@@ -309,20 +308,13 @@ class CiRuns:
         with warehouse(self.services) as client:
             rows = history.run_test_counts(client, run.repository, run.run_id, limit=COMMON)
         found: defaultdict[str, list[Common]] = defaultdict(list)
-        order = list(CHANGES)
+        profile, order = self.services.profile, list(CHANGES)
         for row in sorted(rows, key=lambda row: _place(row["value"] if row["common"] == "change" else "", order)):
-            of, value = row["common"], row["value"]
-            ask = self.ask(row["test_job"], value) if of == "folder" else ""
-            infrastructure = _infrastructure(value) if of == "error" else ""
-            found[of].append(Common(value, row["tests"], infrastructure, ask))
+            of, value, job = row["common"], row["value"], row["test_job"]
+            about = infrastructure(value) if of == "error" else ""
+            ask = profile.oncall_of(job, value) or profile.oncall.get(job, "") if of == "folder" else ""
+            found[of].append(Common(value, row["tests"], about, ask))
         return found
-
-    def ask(self, test_job: str, matrix_entry: str) -> str:
-        """Whom to ask about a folder, by its name, with or without its job's prefix, or the test job's; or ""."""
-        profile = self.services.profile
-        job = profile.test_jobs.get(test_job)
-        short = [matrix_entry.removeprefix(prefix) for prefix in (job.prefixes if job else ())]
-        return next((who for name in (matrix_entry, *short, test_job) if (who := profile.oncall.get(name))), "")
 
     def test(self, node_id: str, device: str) -> list[Row]:
         """How a test ended in the latest runs, newest first."""
@@ -331,10 +323,6 @@ class CiRuns:
             rows = history.history_of_test(client, profile.repository, node_id, device=device, limit=HISTORY)
         known = ("workflow_id", "workflow_path", "workflow_name")
         return [{**row, "workflow": profile.workflow_title(*(row[name] for name in known))} for row in rows]
-
-
-def _infrastructure(error: str) -> str:
-    return next((name for name, pattern in INFRASTRUCTURE.items() if re.search(pattern, error)), "")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ci_pipeline.analysis.infrastructure import infrastructure
 from ci_pipeline.model import RED, CiRun, EarlierRun, JobReport, RunDiffRow, TestKey
 from ci_pipeline.publish.mrkdwn import clip, code, escape, link, url_of
 from ci_pipeline.publish.thread import SlackFile, SlackMessage, SlackThread
@@ -41,21 +42,6 @@ PROBLEMS = 8
 NODE_ID = 300
 TRACE = 300
 
-INFRASTRUCTURE = {
-    "out of memory": r"OutOfMemory|out of memory|MemoryError|Cannot allocate memory",
-    "too many requests": r"\b429\b|Too Many Requests|[Rr]ate.?limit",
-    "network": r"Connection(?:Error|Reset|Refused)|Connection (?:reset|refused|aborted|timed out)"
-    r"|Connect(?:ion)?Timeout|ReadTimeout|RemoteDisconnected|Max retries exceeded|name resolution"
-    r"|Name or service not known|SSLError"
-    r"|\b50[234] (?:Server Error|Bad Gateway|Service Unavailable|Gateway)",
-    "no disk space": r"No space left on device|Disk quota exceeded",
-    "hardware or driver": r"uncorrectable ECC|CUDA-capable device|driver version is insufficient|Xid|NCCL error"
-    r"|hipErrorNoDevice|CUDA error: (?:unknown error|all CUDA-capable devices are busy)",
-    "killed": r"SIGKILL|signal 9\b|worker '?\w+'? crashed",
-}
-"""What an error that mentions one of these is probably about: the machines, not the change."""
-
-_INFRASTRUCTURE = re.compile("|".join(f"({pattern})" for pattern in INFRASTRUCTURE.values()))
 _LINE = re.compile(r"\((line \d+)\)\s+")
 _VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)?")
 
@@ -80,7 +66,7 @@ class Failing(NamedTuple):
     is_new: bool
     only_here: bool  # passes in another vendor's run
     error: str  # its trace without what differs from one place to another
-    infrastructure: str  # "" or a key of INFRASTRUCTURE
+    infrastructure: str  # what of it the error is about, or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,11 +515,9 @@ class _Thread:
         """Whom to ask about these matrix entries; `job`: about which, and also whom to ask about all others."""
         people: dict[str, list[str]] = {}
         for entry in dict.fromkeys(entries):
-            oncall = self.profile.oncall
-            person = oncall.get(entry) or oncall.get(self.display(entry))
-            if person:
+            if person := self.profile.oncall_of(self.report.test_job, entry):
                 people.setdefault(person, []).append(escape(self.display(entry)))
-            elif job and (person := oncall.get(self.report.test_job)):
+            elif job and (person := self.profile.oncall.get(self.report.test_job)):
                 people.setdefault(person, [])
         return ", ".join(
             _mention(who) + (f" ({_some(what, 3)})" if job and what else "") for who, what in people.items()
@@ -556,10 +540,8 @@ def _line_and_error(trace: str) -> tuple[str, str]:
 
 
 def _kind(error: str) -> tuple[str, str]:
-    """The error without what differs from one place to another, and a key of INFRASTRUCTURE, or ""."""
-    found = _INFRASTRUCTURE.search(error)
-    cause = list(INFRASTRUCTURE)[found.lastindex - 1] if found and found.lastindex else ""
-    return _VOLATILE.sub("0", error[:200]), cause
+    """The error without what differs from one place to another, and what of the infrastructure it is about, or ""."""
+    return _VOLATILE.sub("0", error[:200]), infrastructure(error)
 
 
 def _mention(person: str) -> str:
