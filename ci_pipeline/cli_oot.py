@@ -83,8 +83,10 @@ def confirm(repo: str, repository_id: str) -> None:
     if not repository_id.strip():
         raise click.BadParameter("is empty", param_hint="REPOSITORY_ID")
     with _store(load_oot_settings()) as store:
+        before = store.repository_id(repo.lower(), repository_id).result()
         store.confirm_repository(repo.lower(), repository_id).result()
-    click.echo(f"{repo} is the repository {repository_id} from now on")
+    instead = f", instead of {before}" if before != repository_id else ""
+    click.echo(f"{repo} is the repository {repository_id} from now on{instead}")
 
 
 @oot.command()

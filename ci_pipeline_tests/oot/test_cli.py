@@ -73,7 +73,9 @@ def test_a_delivery_that_no_callback_could_name_is_not_dispatched() -> None:
 def test_an_operator_confirms_a_repository_with_a_new_id(home: Path) -> None:
     with closing(SqliteStore(home / "oot.sqlite")) as store:
         assert store.repository_id("org/backend", "1").result() == "1"
-    assert oot("confirm", "Org/Backend", "2").exit_code == 0
+    for said in ("2 from now on, instead of 1", "2 from now on"):
+        result = oot("confirm", "Org/Backend", "2")
+        assert (result.exit_code, result.output) == (0, f"Org/Backend is the repository {said}\n")
     with closing(SqliteStore(home / "oot.sqlite")) as store:
         assert store.repository_id("org/backend", "2").result() == "2"
 
