@@ -121,7 +121,8 @@ class Profile(_Part):
     def oncall_of(self, test_job: str, matrix_entry: str) -> str:
         """Whom to ask about a matrix entry, by its name with or without its job's prefix; "" where it is of nobody."""
         job = self.test_jobs.get(test_job)
-        return self.oncall.get(matrix_entry) or self.oncall.get(job.short(matrix_entry) if job else "", "")
+        short = job.short(matrix_entry) if job else matrix_entry
+        return self.oncall.get(matrix_entry) or self.oncall.get(short, "")
 
     def workflow_of(self, workflow_id: int, path: str) -> Workflow | None:
         """The workflow of this id, or of this file; 0 and "" where one of them is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 TOGETHER = ("test_up.py", "test_daemon.py", "test_run_launcher.py", "test_first_page.py", "test_pages_in_chromium.py")
 """Modules that start so much that one worker runs all of their tests."""
+
+
+def pytest_configure() -> None:
+    # In a shell's background SIGINT is ignored; Dagster then leaves SIGTERM ignored too, and children inherit both.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -439,6 +439,7 @@ def test_reconciliation_finds_and_repairs_what_is_missing_or_different(store: St
 def test_reconciliation_looks_at_the_day_that_it_is_asked_for_alone(store: Store, warehouse: Client) -> None:
     store.write(record()).result()
     assert reconcile(store, warehouse, TODAY - timedelta(days=1), TODAY).jobs == 0
+    assert reconcile(store, warehouse, LATER, LATER + timedelta(days=1)).jobs == 0
     assert reconcile(store, warehouse, TODAY, LATER).missing == (KEY,)
 
 
