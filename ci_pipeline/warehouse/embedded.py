@@ -23,8 +23,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
@@ -91,7 +91,7 @@ class _Body(io.RawIOBase):
 
 
 class _Engine:
-    """chDB on one folder. Each query has a connection of its own: they run side by side, and settings stay apart."""
+    """chDB on one folder. Each query has a connection to itself: they run side by side, and settings stay apart."""
 
     def __init__(self, path: Path) -> None:
         from chdb import _chdb
@@ -99,17 +99,20 @@ class _Engine:
         self._connect = cast(Any, _chdb).connect
         self._path = f"{path}?{_SETTINGS}"
         self._open = self._connect(self._path)  # the engine lives as long as one connection does
+        # To prepare one takes as long as a small query: they are kept, with the statements that they were prepared by.
+        self._kept: deque[tuple[list[str], Any]] = deque(maxlen=QUERIES_AT_ONCE)
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         self._open.query("KILL QUERY WHERE query_id != queryID() SYNC", "Null")
+        self._kept.clear()  # a connection closes when nobody holds it
         self._open.close()
 
     def answer(self, method: str, query: Mapping[str, str], headers: Mapping[str, str], body: IO[bytes]) -> Response:
         from starlette.responses import PlainTextResponse
 
         try:
-            with closing(self._connect(self._path)) as connection:
-                return self._run(connection, method, query, headers, body)
+            return self._run(method, query, headers, body)
         except (RuntimeError, UnicodeDecodeError) as error:
             while body.read(_PIECE):  # a client that is still sending does not hear the answer
                 pass
@@ -117,21 +120,33 @@ class _Engine:
             exception = {"X-ClickHouse-Exception-Code": code[1]} if code else {}
             return PlainTextResponse(f"{error}\n", 500, exception)
 
-    def _run(
-        self, connection: Any, method: str, query: Mapping[str, str], headers: Mapping[str, str], body: IO[bytes]
-    ) -> Response:
+    def _connection(self, statements: list[str]) -> Any:
+        """One on which these statements were run, and nothing else that lasts."""
+        with self._lock:
+            for kept in self._kept:
+                if kept[0] == statements:
+                    self._kept.remove(kept)
+                    return kept[1]
+        connection = self._connect(self._path)
+        for statement in statements:
+            connection.query(statement, "Null")
+        return connection
+
+    def _run(self, method: str, query: Mapping[str, str], headers: Mapping[str, str], body: IO[bytes]) -> Response:
         from starlette.responses import Response
 
         if headers.get("content-type", "").startswith("multipart/form-data"):
             query, body = {**query, **_form(headers["content-type"], body.read())}, io.BytesIO()
         if encoding := headers.get("content-encoding"):
             body = _decompressed(body, encoding)
+        prepared_by: list[str] = []
         if database := query.get("database"):
-            connection.query(f"USE {_quoted(database, '`')}", "Null")
+            prepared_by.append(f"USE {_quoted(database, '`')}")
         settings = {name: value for name, value in query.items() if not _NO_SETTING.fullmatch(name)}
         if settings:
             assigned = ", ".join(f"{_quoted(name, '`')} = {_quoted(value)}" for name, value in settings.items())
-            connection.query(f"SET {assigned}", "Null")
+            prepared_by.append(f"SET {assigned}")
+        connection = self._connection(prepared_by)
 
         text = query["query"].encode() + b"\n" if query.get("query") else b""
         insert = _INSERT.match(text)
@@ -140,10 +155,10 @@ class _Engine:
             insert = _INSERT.match(text) if len(text) <= 2 * _PIECE and _MAYBE_INSERT.match(text) else None
         sql = (insert[0] if insert else text).decode()
         kind = connection.classify_query(sql)
-        read_only = kind["query_class"].name == "READ_ONLY"
+        does = kind["query_class"].name
         if kind["statement_count"] > 1:
             raise RuntimeError("Code: 62. DB::Exception: more than one statement in a request. (SYNTAX_ERROR)")
-        if method == "GET" and not read_only:
+        if method == "GET" and does != "READ_ONLY":
             raise RuntimeError("Code: 164. DB::Exception: a GET request only reads: use POST. (READONLY)")
         if insert:
             # Through a file: chDB's own insert of pieces reports success when the server refuses what it has read.
@@ -153,18 +168,19 @@ class _Engine:
                 data.flush()
                 source = f"FROM INFILE {_quoted(data.name)} COMPRESSION 'none' FORMAT {insert[2].decode()}"
                 result = connection.query(f"{insert[1].decode()} {source}", "Null")
-            return Response(headers=_summary(result))
-
-        found = _FORMAT.search(sql)
-        format = (
-            found[1] if found else query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
-        )
-        params = {name[6:]: value for name, value in query.items() if name.startswith("param_")}
-        result = connection.query(sql, format, params=params)
-        about = _summary(result)
-        if read_only:
-            about["X-ClickHouse-Format"] = format
-        return Response(result.bytes(), headers=about, media_type="text/plain")
+            answer = Response(headers=_summary(result))
+        else:
+            found = _FORMAT.search(sql)
+            default = query.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
+            format = found[1] if found else default
+            params = {name[6:]: value for name, value in query.items() if name.startswith("param_")}
+            result = connection.query(sql, format, params=params)
+            about = _summary(result) | ({"X-ClickHouse-Format": format} if does == "READ_ONLY" else {})
+            answer = Response(result.bytes(), headers=about, media_type="text/plain")
+        if does in ("READ_ONLY", "MUTATING"):  # what lasts on a connection, like SET, is neither
+            with self._lock:
+                self._kept.append((prepared_by, connection))
+        return answer
 
 
 def _summary(result: Any) -> dict[str, str]:

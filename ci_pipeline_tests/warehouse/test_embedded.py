@@ -103,6 +103,24 @@ def test_settings_are_those_of_one_query(client: Client) -> None:
     assert client.query(query).first_row == before
 
 
+@pytest.mark.parametrize("statement", ["SET max_threads = 1", "USE system", "CREATE TEMPORARY TABLE here (id UInt8)"])
+def test_what_a_statement_leaves_on_its_connection_no_other_query_sees(http: httpx2.Client, statement: str) -> None:
+    query = (
+        "SELECT getSetting('max_threads'), currentDatabase(), (SELECT count() FROM system.tables WHERE is_temporary)"
+    )
+    before = http.post("/", content=query).text
+    for _ in range(3):
+        assert http.post("/", content=statement).status_code == 200
+        assert http.post("/", content=query).text == before
+
+
+def test_a_query_that_failed_does_not_harm_the_next(client: Client) -> None:
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            client.query("SELECT throwIf(number = 3) FROM numbers(5)")
+        assert client.query("SELECT count() FROM t").first_row == (0,)
+
+
 def test_an_error_is_clickhouse_s_own(client: Client) -> None:
     with pytest.raises(DatabaseError) as raised:
         client.query("SELECT * FROM nowhere")
