@@ -67,7 +67,7 @@ _SPAN = re.compile(
 
 
 def spans(text: str) -> Iterator[Span]:
-    """Take mrkdwn apart; what is styled may itself hold links: those come as spans of their own."""
+    """Take mrkdwn apart; what is styled may itself hold links and styles: those come as spans of their own."""
     end = 0
     for found in _SPAN.finditer(text):
         if found.start() > end:
@@ -77,7 +77,7 @@ def spans(text: str) -> Iterator[Span]:
         if kind in ("url", "label"):
             url = unescape(found["url"])
             yield Span(unescape(found["label"] or url), "link", url if url.startswith("http") else "")
-        elif kind in ("bold", "italic", "strike") and "<" in found[kind]:
+        elif kind in ("bold", "italic", "strike"):
             for inner in spans(found[kind]):
                 yield Span(inner.text, inner.style or kind, inner.url)
         else:
@@ -94,7 +94,7 @@ def to_markdown(blocks: Sequence[Mapping[str, Any]]) -> str:
 def _block_to_markdown(block: Mapping[str, Any]) -> str:
     kind, text = block["type"], block.get("text")
     if kind == "header":
-        return f"## {text['text']}" if text else ""
+        return f"## {block['text']['text']}"
     elements = [*([text] if text else []), *block.get("elements", ()), *filter(None, [block.get("accessory")])]
     return (" · " if kind != "section" else "\n\n").join(filter(None, map(_element_to_markdown, elements)))
 

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,11 +37,18 @@ def test_links_lead_only_to_the_web():
         "https://x.test/<!channel>",
         "https://",
         "https://[",
+        f"https://x.test/{'x' * 500}",
         "",
         "x",
     ):
         assert link(url, "label") == "label"
     assert link("https://x.test/", "") == ""
+
+
+def test_a_link_whose_label_is_long_is_closed_and_fits_a_section():
+    shown = link(f"https://x.test/{'x' * 400}", "&" * 5000)
+    assert shown.endswith("&amp;…>")
+    assert len(shown) < 3000
 
 
 @given(ANY)
@@ -62,17 +70,28 @@ def test_mrkdwn_is_taken_apart():
     ]
 
 
-def test_what_is_styled_may_hold_links_and_code_holds_none():
-    text = "*see <https://x.test|this> now* `<https://x.test|this>`"
+@pytest.mark.parametrize(("mark", "style"), [("*", "bold"), ("_", "italic"), ("~", "strike")])
+def test_what_is_styled_may_hold_links_and_code_holds_none(mark: str, style: str):
+    text = f"{mark}see <https://x.test|this> now{mark} `<https://x.test|this>`"
     assert [(s.text, s.style) for s in spans(text) if s.style] == [
-        ("see ", "bold"),
+        ("see ", style),
         ("this", "link"),
-        (" now", "bold"),
+        (" now", style),
         ("<https://x.test|this>", "code"),
     ]
 
 
+def test_links_are_read_back_and_a_mention_leads_nowhere():
+    assert list(spans("<https://x.test/?a=1&amp;b=2|a &lt;b&gt;><https://x.test><@U012ABCDEF> &amp; more")) == [
+        Span("a <b>", "link", "https://x.test/?a=1&b=2"),
+        Span("https://x.test", "link", "https://x.test"),
+        Span("@U012ABCDEF", "link"),
+        Span(" & more"),
+    ]
+
+
 def test_a_message_becomes_a_markdown_page():
+    button = {"type": "button", "text": {"type": "plain_text", "text": "Go"}, "url": "https://x.test"}
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": "1 failure"}},
         {
@@ -80,12 +99,10 @@ def test_a_message_becomes_a_markdown_page():
             "elements": [{"type": "mrkdwn", "text": "*<https://x.test|run>*"}, {"type": "mrkdwn", "text": "main"}],
         },
         {"type": "section", "text": {"type": "mrkdwn", "text": "*a*\n```\nn  x\n```"}},
-        {"type": "section", "text": {"type": "plain_text", "text": "2 * 3"}},
-        {
-            "type": "actions",
-            "elements": [{"type": "button", "text": {"type": "plain_text", "text": "Go"}, "url": "https://x.test"}],
-        },
+        {"type": "section", "text": {"type": "plain_text", "text": "2 * 3"}, "accessory": button},
+        {"type": "actions", "elements": [button, button]},
     ]
     assert to_markdown(blocks) == (
-        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n2 * 3\n\n[Go](https://x.test)\n"
+        "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n"
+        "2 * 3\n\n[Go](https://x.test)\n\n[Go](https://x.test) · [Go](https://x.test)\n"
     )
