@@ -129,13 +129,12 @@ class _Thread:
     @cached_property
     def failing(self) -> list[Failing]:
         """Each failing test and device once: new ones first, then as the reports name them."""
-        previous = self.report.previous.run.run_id if self.report.previous else None
         rows: dict[TestKey, RunDiffRow] = {}
         unique: set[TestKey] = set()
         for row in self.report.diff:
             if row.change == "unique_failure":
                 unique.add(row[1:4])
-            elif row.against_run_id == previous:
+            else:
                 rows[row[1:4]] = row
         kind = cache(_kind)  # a broken driver makes one for every test
 
@@ -335,12 +334,12 @@ class _Thread:
         for f in self.failing:
             if len(ran.get(f.entry, ())) > 1:
                 on[f.entry, f.node_id].append(f.device)
-        if not on:
-            return ""
         everywhere = sum(ran[entry].issubset(devices) for (entry, _), devices in on.items())
         alone = Counter(devices[0] for devices in on.values() if len(devices) == 1)
         words = [f"{everywhere:,} on every device"] if everywhere else []
-        words += [f"{alone[device]:,} only on {label}" for device, label in self.devices.items() if alone[device]]
+        words += [
+            f"{alone[device]:,} only on {escape(label)}" for device, label in self.devices.items() if alone[device]
+        ]
         return f"*Failing tests:* {', '.join(words)}" if words else ""
 
     def _tables(self) -> Iterator[str]:
@@ -362,10 +361,10 @@ class _Thread:
         lines = ["  ".join([*(f"{label:>6}" for label in columns.values()), title])]
         for name, counts in rows[:TABLE_ROWS]:
             cells = [f"{counts[column] or '·':>{max(6, len(label))}}" for column, label in columns.items()]
-            lines.append("  ".join([*cells, clip(escape(name.replace("`", "ˋ")), 80)]))
+            lines.append("  ".join([*cells, clip(name, 80)]))
         if len(rows) > TABLE_ROWS:
             lines.append(f"… and {len(rows) - TABLE_ROWS:,} more")
-        return "```\n" + clip("\n".join(lines), SECTION - 8) + "\n```"
+        return "```\n" + clip(escape("\n".join(lines).replace("`", "ˋ")), SECTION - 8) + "\n```"
 
     # --- the replies
 
@@ -491,7 +490,7 @@ class _Thread:
         report = self.report
         lines = [self.verdict, report.run.html_url, ""]
         labels = {device: self.label(device) for device in self.devices}
-        lines += [f"not seen: {p.subject} {self.label(p.device)}: {p.reason}" for p in report.problems]
+        lines += [f"not seen: {f'{p.subject} {self.label(p.device)}'.rstrip()}: {p.reason}" for p in report.problems]
         for entry, failing in sorted(_by(self.failing, "entry").items()):
             lines += ["", f"== {self.display(entry)}: {_n(len(failing), 'failure')}"]
             for tests in _by(failing, "node_id", "trace", "is_new").values():

@@ -22,6 +22,7 @@ from ci_pipeline.model import (
     JobReport,
     JobResult,
     Problem,
+    RunDiffRow,
     TestOutcome,
     TestReport,
 )
@@ -56,7 +57,8 @@ def profile() -> Profile:
 
 def report_of(entry: str, device: str, failing: Sequence[tuple[str, str]]) -> TestReport:
     artifact = ArtifactName(f"{device}-gpu_{JOB}_{entry}_test_reports", f"{device}-gpu", device, JOB, entry)
-    outcomes = [TestOutcome(node_id, "failed", trace, trace) for node_id, trace in failing]
+    outcomes = [TestOutcome("t.py::test_fine", "passed"), TestOutcome("t.py:3", "skipped", "not today")]
+    outcomes += [TestOutcome(node_id, "failed", trace, trace) for node_id, trace in failing]
     return TestReport(artifact, Counts(passed=100, failed=len(failing), seconds=60.0), tuple(outcomes))
 
 
@@ -113,6 +115,10 @@ def test_new_and_known_failures_are_told_apart(profile: Profile):
     assert "*New:* 1 — bert 1" in main
     assert re.search(r"the oldest since <https://[^|]*/actions/runs/\d+\|9 Nov 2025>", main)
     assert "|previous run #1202> of 9 Nov 2025" in main
+    assert re.findall(r"[🆕•] `[^`]*` · Single.*", text_of(thread.replies[0])) == [
+        "🆕 `tests/a.py::test_new` · Single",
+        "• `tests/a.py::test_old` · Single since 9 Nov 2025",
+    ]
 
 
 def test_only_known_failures_are_no_alarm(profile: Profile):
@@ -140,7 +146,26 @@ def test_what_is_missing_is_in_the_first_line(profile: Profile, failing: list, s
 def test_an_answer_of_github_that_is_missing_is_said_too(profile: Profile):
     thread = thread_of(profile, {("models_bert", "single"): []}, problems=[Problem("jobs", "GitHub answered 403")])
     assert verdict(thread) == "⚪ Models: no failures in what was seen · ⚠️ incomplete"
-    assert "GitHub answered 403: jobs" in text_of(thread.main)
+    assert "⚠️ GitHub answered 403: jobs" in text_of(thread.main).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"), [([], "⚪ Models: no failures in what was seen"), (["E"], "❌ Models: 1 failure")]
+)
+def test_a_killed_job_is_incomplete_whatever_its_report_names(profile: Profile, failing: list[str], said: str):
+    killed = report_of("models_bert", "single", [("t.py::test_a", trace) for trace in failing])
+    reports = [replace(killed, counts=None), report_of("models_vit", "single", [])]
+    thread = messages(job_report(RUN, JOB, reports, (), profile, problems=[Problem("x", "killed")]), profile)
+    assert verdict(thread) == f"{said} · ⚠️ incomplete: 1 of 2 reports missing"
+
+
+def test_a_test_that_failed_and_whose_teardown_broke_too_is_one_failure(profile: Profile):
+    report = report_of("models_bert", "single", [("t.py::test_a", "(line 1)  ValueError: a")])
+    broken = TestOutcome("t.py::test_a", "error", trace="(line 2)  OSError: b")
+    report = replace(report, outcomes=(*report.outcomes, broken), counts=Counts(failed=1, errors=1))
+    thread = messages(job_report(RUN, JOB, [report], (), profile), profile)
+    assert verdict(thread) == "❌ Models: 1 failure"
+    assert "`(line 1) ValueError: a`" in text_of(thread.replies[0])
 
 
 def test_failures_that_pytest_counts_but_nobody_names_are_failures(profile: Profile):
@@ -181,6 +206,90 @@ def test_the_reading_says_whether_it_is_the_change_the_device_or_the_infrastruct
     assert "*Ask:* <@U012ABCDEF> (bert)" in main
 
 
+def test_the_main_message_says_what_where_since_when_and_whose(profile: Profile):
+    tests = "tests/models/bert/test_tokenization_bert.py::test"
+    old, changed, new = ((f"{tests}_{name}", f"(line 1)  ValueError: {name}") for name in ("old", "changed", "new"))
+    trainer = [("tests/trainer/test_trainer.py::test_a", "(line 4)  torch.OutOfMemoryError: CUDA out of memory.")]
+    single, multi = ("models_`bert`", "single"), ("models_`bert`", "multi")
+    failures: Failures = {single: [old, changed, new], multi: [old], ("trainer", "single"): trainer}
+    before = failures | {single: [old, (changed[0], "(line 7)  KeyError: 7")]}
+    previous = earlier(before)
+    previous = replace(previous, since={(*multi, old[0]): (18000000001, NIGHT - timedelta(days=40))})
+    others = [earlier(failures, "AMD CI run", run_id=7, run_number=0), earlier(before, "Nvidia CI run", run_id=8)]
+    report = job_report(
+        replace(RUN, title="Fix\n<it>", workflow_name="Self-hosted"),
+        JOB,
+        [report_of(*where, failing) for where, failing in failures.items()],
+        (),
+        profile,
+        previous=previous,
+        others=others,
+        warnings=["deprecated"],
+    )
+    gone = [
+        RunDiffRow(JOB, *single, f"t.py::{change}", change, previous.run.run_id)
+        for change in ("fixed", "newly_skipped", "vanished", "vanished")
+    ]
+    oncall = {"`bert`": "U012ABCDEF", "trainer": "S0123456789", JOB: "the <CI> team"}
+    thread = messages(replace(report, diff=[*report.diff, *gone]), profile.model_copy(update={"oncall": oncall}))
+    runs = "https://github.com/huggingface/transformers/actions/runs"
+    commit = f"https://github.com/huggingface/transformers/commit/{RUN.head_sha}"
+    assert text_of(thread.main).splitlines() == [
+        "❌ Models: 1 new failure, 4 known",
+        f"*<{runs}/19000000001|Daily CI #1203>*",
+        f"<{commit}|31839d7> · main · Fix &lt;it&gt; · 10 Nov 2025",
+        "300 passed, 5 failed in 3m 0s of tests",
+        "• *New:* 1 — `bert` 1",
+        f"• *Known:* 4, the oldest since <{runs}/18000000001|1 Oct 2025>; 1 of them fail in another way now",
+        "• *Since the previous run:* 1 fixed, 1 newly skipped, 2 not run any more",
+        "• *Failing tests:* 1 on every device, 2 only on Single",
+        f"• *Not only here:* all fail in the <{runs}/7|AMD CI run 7> of 9 Nov 2025 too",
+        f"• *Only here:* 1 of 5 failures, not in the <{runs}/8|Nvidia CI run #1202> of 9 Nov 2025",
+        "• *Infrastructure, probably:* 1 of 5 failures (1 out of memory)",
+        "• *Ask:* <@U012ABCDEF> (`bert`), <!subteam^S0123456789> (trainer)",
+        f"• *Compared with:* <{runs}/18990000001|previous run #1202> of 9 Nov 2025",
+        "• *Warnings:* 1",
+        "```",
+        "Single   Multi  Category",
+        "     3       1  Tokenizers",
+        "     1       ·  Trainer",
+        "```",
+        "```",
+        "   New  Single   Multi  Most failures",
+        "     1       3       1  ˋbertˋ",
+        "     ·       1       ·  trainer",
+        "```",
+        "CI run",
+    ]
+    bert, _ = map(text_of, thread.replies)
+    assert bert.splitlines()[:2] == [
+        "*`bert`* — 4 failures, 1 new · ask <@U012ABCDEF>",
+        f"🆕 `{new[0]}` · Single · only here",
+    ]
+    assert f"• `{old[0]}` · Single since 9 Nov 2025; Multi since 1 Oct 2025\n" in bert
+    assert f"• `{changed[0]}` · Single since 9 Nov 2025 · another error than before\n" in bert
+
+
+def test_a_table_shows_the_entries_with_most_failures(profile: Profile):
+    names = [("t.py::test_a", "E: a"), ("t.py::test_b", "E: b")]
+    failures: Failures = {(f"models_m{n:02}", ""): names[: 1 + (n == 14)] for n in range(15)}
+    _, table = text_of(thread_of(profile, failures).main).split("```\n", 1)
+    lines = ["   All  Most failures", "     2  m14", *(f"     1  m{n:02}" for n in range(11)), "… and 3 more", "```"]
+    assert table.splitlines()[:15] == lines
+
+
+def test_what_was_not_seen_is_cut_in_the_message_and_whole_in_the_file(profile: Profile):
+    problems = [Problem(f"jobs {n}", f"GitHub answered {n}") for n in range(10)]
+    problems += [Problem(f"page {n} of <1>", "GitHub answered 0") for n in range(9)]
+    thread = thread_of(profile, {("models_bert", "single"): []}, problems=problems)
+    said = text_of(thread.main).splitlines()
+    start = said.index("*Not seen, or only in part:*") + 1
+    pages = ", ".join(f"page {n} of &lt;1&gt;" for n in range(7))
+    assert said[start] == f"⚠️ GitHub answered 0: jobs 0, {pages} and 2 more"
+    assert said[start + 7 : start + 9] == ["⚠️ GitHub answered 7: jobs 7", "… and 2 other reasons"]
+    assert all(f"not seen: {problem.subject}: {problem.reason}\n" in thread.files[0].content for problem in problems)
+
+
 def test_each_entry_links_its_jobs_and_the_report_its_places(profile: Profile):
     step = CiStep(f"Test suite reports artifacts: single-gpu_{JOB}_models_bert_test_reports", 5)
     job = CiJob(1, "bert", conclusion="failure", html_url="https://github.com/x/job/1", steps=(step,))
@@ -216,20 +325,75 @@ def test_a_workflow_has_its_own_name_also_where_the_profile_knows_only_its_file(
 
 
 def test_failures_are_grouped_by_cause_then_by_shared_error_then_by_entry(profile: Profile):
+    net = "(line 4)  HfHubHTTPError: 429 Client Error: Too Many Requests"
     failures: Failures = {}
-    for number, entry in enumerate(("models_a", "models_b", "models_c")):
-        failures[entry, "single"] = [
-            (f"{entry}.py::test_net", "(line 4)  HfHubHTTPError: 429 Client Error: Too Many Requests"),
-            (f"{entry}.py::test_shared", f"(line {number})  KeyError: 'layer.{number}'"),
-        ]
-    failures["models_a", "single"].append(("models_a.py::test_own", "(line 5)  AssertionError: own"))
+    for number, entry in enumerate(("a", "b", "c")):
+        shared = (f"{entry}.py::test_shared", f"(line {number})  KeyError: 'layer.{number}'")
+        failures[f"models_{entry}", "single"] = [(f"{entry}.py::test_net", net), shared]
+    failures["models_a", "single"].append(("a.py::test_own", "(line 5)  AssertionError: own"))
+    profile = profile.model_copy(update={"oncall": {JOB: "the CI team"}})
     thread = thread_of(profile, failures)
-    assert [reply.text for reply in thread.replies] == [
+    cause, error, entry = thread.replies
+    assert (cause.text, text_of(cause).splitlines()) == (
         "3 failures: too many requests",
+        ["🏗 *Too many requests* — 3 failures in 3 entries · infrastructure, probably"]
+        + [
+            line
+            for name in "abc"
+            for line in (f"*{name}*", f"• `{name}.py::test_net` · Single", f"      `{' '.join(net.split())}`")
+        ],
+    )
+    assert (error.text, text_of(error).splitlines()) == (
         "3 failures: KeyError: 'layer.0'",
+        ["`KeyError: 'layer.0'` — 3 failures in 3 entries"]
+        + [
+            line
+            for number, name in enumerate("abc")
+            for line in (f"*{name}*", f"• `{name}.py::test_shared` · Single · line {number}")
+        ],
+    )
+    assert (entry.text, text_of(entry).splitlines()) == (
         "1 failure: a",
+        ["*a* — 1 failure", "• `a.py::test_own` · Single", "      `(line 5) AssertionError: own`"],
+    )
+    assert "KeyError: 'layer.2'" in thread.files[0].content
+    assert not thread_of(
+        profile, {(f"models_{name}", "single"): failures["models_a", "single"] for name in "abc"}
+    ).files
+
+
+def test_what_a_message_cuts_is_whole_in_the_file(profile: Profile):
+    long, silent = ("t.py::test_long", f"(line 1)  E: {'x' * 300}"), (f"t.py::test_{'y' * 300}", "")
+    failures: Failures = {("models_bert", "single"): [long, silent], ("models_bert", "multi"): [long]}
+    thread = thread_of(profile, failures, previous=earlier({("models_bert", "single"): [long]}))
+    assert text_of(thread.replies[0]).splitlines() == [
+        "*bert* — 3 failures, 2 new",
+        f"🆕 `t.py::test_{'y' * 288}…` · Single",
+        "      `no trace in its report`",
+        "🆕 `t.py::test_long` · Single since 9 Nov 2025; Multi",
+        f"      `(line 1) E: {'x' * 286}…`",
     ]
-    assert "infrastructure, probably" in text_of(thread.replies[0])
+    [file] = thread.files
+    assert file.name == f"failures-{JOB}-19000000001.txt"
+    assert file.content.splitlines() == [
+        verdict(thread),
+        RUN.html_url,
+        "",
+        "",
+        "== bert: 3 failures",
+        silent[0],
+        "    Single: new failure: ",
+        long[0],
+        f"    Multi: new failure: {long[1]}",
+        long[0],
+        f"    Single: still failing since 9 Nov 2025: {long[1]}",
+    ]
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_whatever_is_cut_there_is_a_file(profile: Profile, cut: int):
+    failing = ("t.py::test_" + "y" * 290 * (1 - cut), "E: " + "x" * 300 * cut)
+    assert thread_of(profile, {("models_bert", "single"): [failing]}).files
 
 
 def test_a_test_that_fails_alike_on_two_devices_is_one_line(profile: Profile):
@@ -238,12 +402,18 @@ def test_a_test_that_fails_alike_on_two_devices_is_one_line(profile: Profile):
     assert "• `t.py::test_1` · Single, Multi\n      `(line 1) ValueError: x`" in text_of(thread.replies[0])
 
 
-def test_what_people_call_their_tests_pings_nobody(profile: Profile):
+def test_what_people_call_their_tests_and_machines_pings_nobody(profile: Profile):
     hostile = "t.py::test[<!channel> <@U123> `x` & *b*]"
-    thread = thread_of(profile, {("models_bert", "single"): [(hostile, "(line 1)  E: <https://evil.test|click>")]})
-    said = text_of(thread.replies[0])
-    assert "`t.py::test[&lt;!channel&gt; &lt;@U123&gt; ˋxˋ &amp; *b*]`" in said
-    assert "<" not in re.sub(r"<https://github.com/[^<>|]*\|[^<>]*>", "", said)
+    failing = [(hostile, "(line 1)  E: <https://evil.test|click>"), ("t.py::test_b", "E")]
+    failures: Failures = {("models_`<!here>`", "<!here>"): failing, ("models_`<!here>`", "single"): failing[:1]}
+    thread = thread_of(
+        profile, {**failures, ("models_bert", "single"): failing}, problems=[Problem("<!here>", "<@U1>")]
+    )
+    assert "`t.py::test[&lt;!channel&gt; &lt;@U123&gt; ˋxˋ &amp; *b*]`" in text_of(thread.replies[0])
+    assert "1 only on &lt;!here&gt;" in text_of(thread.main)
+    assert "\n     1        2  ˋ&lt;!here&gt;ˋ\n" in text_of(thread.main)
+    for said in (thread.main, *thread.replies):
+        assert "<" not in re.sub(r"<https://github.com/[^<>|]*\|[^<>]*>", "", said.text + text_of(said))
 
 
 def _in_letters(number: int) -> str:
@@ -271,6 +441,11 @@ def test_however_much_fails_a_thread_is_short_and_nothing_is_lost(profile: Profi
     said = "\n".join(map(text_of, thread.replies)) + "".join(file.content for file in thread.files)
     for failing in failures.values():
         assert all(f"{node_id}" in said for node_id, _ in failing)
+    for reply in thread.replies:
+        more = re.findall(r"… and ([\d,]+) failures? more, in the attached file", text_of(reply))
+        shown = len(re.findall("Single|Multi", text_of(reply)))
+        counted, *others = (int(number.replace(",", "")) for number in [reply.text.split()[0], *more])
+        assert counted == shown + sum(others)
 
 
 @pytest.mark.slow
