@@ -252,6 +252,32 @@ def green(step: Step) -> Step:
     return step
 
 
+@pytest.mark.parametrize(
+    ("workflow", "channel", "title", "dataset"),
+    [
+        ("self-scheduled-amd-mi325-caller", "#amd-hf-ci", "Scheduled CI (AMD) - mi325", "optimum-amd"),
+        ("a-new-one", "#transformers-ci-daily-models", "schedule", "hf-internal-testing"),
+    ],
+)
+def test_what_the_environment_does_not_say_the_profile_knows_of_the_workflow(
+    green: Step, workflow: str, channel: str, title: str, dataset: str
+) -> None:
+    green.setenv(CI_EVENT=None, SLACK_REPORT_CHANNEL=None, REPORT_REPO_ID=None)
+    green.setenv(GITHUB_WORKFLOW_REF=f"{REPOSITORY}/.github/workflows/{workflow}.yml@refs/heads/main")
+    assert green.run() == 0
+    assert green.services.messages[0]["channel"] == channel
+    assert green.texts[0] == f"[INFO] Results of {title}: Models"
+    assert [r for r in green.services.requests if f"/datasets/{dataset}/transformers_daily_ci/commit/" in r.path]
+
+
+def test_a_fork_is_reported_as_itself(green: Step) -> None:
+    green.setenv(GITHUB_REPOSITORY="acme/fork", GITHUB_SERVER_URL="https://github.acme.test/")
+    assert green.run() == 0
+    page = f"https://github.acme.test/acme/fork/actions/runs/{os.environ['GITHUB_RUN_ID']}"
+    assert page in json.dumps(green.services.messages[0])
+    assert [request for request in green.services.requests if request.path.startswith("/repos/acme/fork/")]
+
+
 def test_a_push_that_broke_nothing_is_no_news(green: Step) -> None:
     green.setenv(CI_EVENT="push", GITHUB_EVENT_NAME="push")
     assert green.run() == 0
