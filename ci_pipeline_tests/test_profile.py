@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,8 @@ import pytest
 from ci_pipeline.model import CiRun
 from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import SettingsError
+
+AMD = ".github/workflows/self-scheduled-amd-mi325-caller.yml"
 
 
 @pytest.mark.parametrize("name", ["transformers", "pytorch"])
@@ -15,13 +18,15 @@ def test_shipped_profiles_load(name: str):
     assert {rule.category for rule in profile.category_rules} < set(profile.categories)
 
 
-def test_a_profile_can_be_any_file(tmp_path: Path):
+@pytest.mark.parametrize("folder", [".", ""])
+def test_a_profile_can_be_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.toml"
     file.write_text(
         'name = "mine"\nrepository = "me/mine"\ncategories = ["A", "Unclassified"]\n'
-        '[devices.tpu]\nmachines = ["v5e"]\n[test_jobs.unit]\ntest = "Unit"\nresult_name = "unit"\n'
+        '[devices.tpu]\nmachines = ["v6e", "v5e"]\n[test_jobs.unit]\ntest = "Unit"\nresult_name = "unit"\n'
     )
-    profile = load_profile(str(file))
+    profile = load_profile(os.path.join(folder, file.name))
     assert profile.device_of("v5e-8") == "tpu"
     assert profile.device_of("m4-mini") == "m4-mini"
     assert profile.job_to_test_map == {"unit": "Unit"}
@@ -62,7 +67,9 @@ def test_an_unknown_profile_names_the_known_ones():
     ("run", "title"),
     [
         (CiRun("o/r", 1, run_number=7, workflow_id=90575235, workflow_name="renamed"), "Daily CI #7"),
+        (CiRun("o/r", 1, workflow_path=AMD, workflow_name="renamed"), "Scheduled CI (AMD) - mi325"),
         (CiRun("o/r", 1, 2, workflow_name="Nightly"), "Nightly, attempt 2"),
+        (CiRun("o/r", 1, workflow_name="N" * 1000), "N" * 100),
         (CiRun("o/r", 1), "CI run"),
     ],
 )
@@ -70,9 +77,17 @@ def test_a_run_is_called_what_the_profile_calls_its_workflow(run: CiRun, title: 
     assert load_profile("transformers").run_title(run) == title
 
 
+@pytest.mark.parametrize(
+    ("path", "diffs"),
+    [(AMD, True), (".github/workflows/self-scheduled-caller.yml", False), ("another.yml", False), ("", False)],
+)
+def test_some_workflows_compare_every_test(path: str, diffs: bool):
+    assert load_profile("transformers").diffs_results(path) is diffs
+
+
 def test_a_folder_is_asked_about_by_its_name_with_or_without_its_job_s_prefix():
-    oncall = {"models_bert": "ada", "gpt2": "linus", "run_models_gpu": "the CI team"}
+    oncall = {"models_bert": "ada", "sam": "linus", "run_models_gpu": "the CI team"}
     profile = load_profile("transformers").model_copy(update={"oncall": oncall})
-    folders = ("models_bert", "models_gpt2", "models_vit")
+    folders = ("models_bert", "models_sam", "models_vit")
     assert [profile.oncall_of("run_models_gpu", folder) for folder in folders] == ["ada", "linus", ""]
-    assert profile.oncall_of("unknown_job", "models_gpt2") == ""
+    assert profile.oncall_of("unknown_job", "models_sam") == ""

@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ci_pipeline.analysis.run_diff import run_diff
-from ci_pipeline.model import NO_DEVICE, CiJob, CiRun, EarlierRun, Failure, JobReport, JobResult, Problem, TestReport
+from ci_pipeline.model import (
+    NO_DEVICE,
+    RED,
+    CiJob,
+    CiRun,
+    EarlierRun,
+    Failure,
+    JobReport,
+    JobResult,
+    Problem,
+    TestReport,
+)
 from ci_pipeline.reports.artifacts import matrix_entry, parse_artifact_name
 
 if TYPE_CHECKING:
@@ -99,7 +110,7 @@ def _result(
     for report in reports:
         device = report.artifact.device or NO_DEVICE
         # A test that failed and whose teardown broke as well is one failing test.
-        lines = {o.node_id: o.trace for o in reversed(report.outcomes) if o.outcome in ("failed", "error")}
+        lines = {o.node_id: o.trace for o in reversed(report.outcomes) if o.outcome in RED}
         if lines:
             listed = failures.setdefault(device, [])
             listed += [{"line": node_id, "trace": trace} for node_id, trace in reversed(lines.items())]
@@ -130,7 +141,7 @@ def _matrix_result(
             if outcome.outcome == "failed":
                 named += 1
                 failed[profile.category_of(outcome.node_id)][device] += 1
-        if report.problems and report.counts and report.counts.failed > named:
+        if report.counts and report.counts.failed > named:
             failed[profile.unclassified][device] += report.counts.failed - named
         job = announced.get(report.artifact.name)
         if report.captured_info and job and job.html_url:

@@ -148,7 +148,7 @@ def _file_of(key: TestKey) -> TestKey:
 
 def _same_kind(trace: str, before: str) -> bool:
     """True unless both traces name an exception, and it or its message differs in more than numbers and addresses."""
-    trace, before = _LINE.sub("", trace, count=1), _LINE.sub("", before, count=1)
+    trace, before = _LINE.sub("", trace), _LINE.sub("", before)
     if trace == before:
         return True
     now, then = _kind(trace), _kind(before)

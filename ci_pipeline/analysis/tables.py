@@ -54,12 +54,11 @@ def category_result_table(run: CiRun, reports: Sequence[JobReport], profile: Pro
     """The CATEGORY_RESULT table: the failing tests of each test job by category × device, zeros included."""
     rows: list[dict[str, Any]] = []
     for report in reports:
-        matrix = any(test_report.artifact.matrix_entry for test_report in report.reports)
-        name = profile.test_jobs[report.test_job].test
+        job = profile.test_jobs[report.test_job]
         found: Counter[tuple[str, str, str]] = Counter()
         for test_report in report.reports:
             for outcome in test_report.outcomes:
-                category = profile.category_of(outcome.node_id) if matrix else name
+                category = profile.category_of(outcome.node_id) if job.matrix else job.test
                 found[category, test_report.artifact.device, outcome.outcome] += 1
         devices = dict.fromkeys(test_report.artifact.device for test_report in report.reports)
         rows += [
@@ -70,7 +69,7 @@ def category_result_table(run: CiRun, reports: Sequence[JobReport], profile: Pro
                 "failed": found[category, device, "failed"],
                 "errors": found[category, device, "error"],
             }
-            for category in (profile.categories if matrix else (name,))
+            for category in (profile.categories if job.matrix else (job.test,))
             for device in devices
         ]
     return _table(run, rows, CATEGORY_RESULT)

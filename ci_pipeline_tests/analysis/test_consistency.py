@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pyarrow as pa
+import pytest
 
 from ci_pipeline.analysis import consistency
 from ci_pipeline.analysis.tables import run_diff_table
-from ci_pipeline.model import ArtifactName, CiJob, CiRun, CiStep, Counts, FetchedRun, Problem, RunDiffRow
+from ci_pipeline.model import ArtifactName, Change, CiJob, CiRun, CiStep, Counts, FetchedRun, Problem, RunDiffRow
 from ci_pipeline.model import TestOutcome as Outcome
 from ci_pipeline.model import TestReport as Report
 from ci_pipeline.profile import load_profile
@@ -66,15 +67,14 @@ def test_a_failing_test_without_a_trace_is_named() -> None:
     assert consistency.without_trace(outcomes) == ["tests/a.py::t (single)"]
 
 
-def test_a_diff_about_a_test_that_does_not_fail_is_unfounded() -> None:
+@pytest.mark.parametrize("change", ["new_failure", "still_failing", "changed_error", "unique_failure"])
+def test_a_diff_about_a_test_that_does_not_fail_is_unfounded(change: Change) -> None:
     _, outcomes = tables(REPORT)
-    founded = RunDiffRow("run_models_gpu", "", "single", "tests/a.py::t", "new_failure", 9)
+    founded = RunDiffRow("run_models_gpu", "", "single", "tests/a.py::t", change, 9)
     invented = founded._replace(node_id="tests/a.py::other")
     fixed = invented._replace(change="fixed")
     assert consistency.unfounded(run_diff_table(RUN, [founded, fixed]), outcomes) == []
-    assert consistency.unfounded(run_diff_table(RUN, [invented]), outcomes) == [
-        "tests/a.py::other (single): new_failure"
-    ]
+    assert consistency.unfounded(run_diff_table(RUN, [invented]), outcomes) == [f"tests/a.py::other (single): {change}"]
 
 
 def test_an_announced_artifact_that_is_not_there_is_missing_unless_its_job_was_skipped() -> None:

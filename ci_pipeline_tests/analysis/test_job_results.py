@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from ci_pipeline.analysis.job_results import job_links, job_report
+from ci_pipeline.analysis.job_results import job_links, job_report, warnings_link
 from ci_pipeline.model import (
     ArtifactName,
     CiJob,
@@ -42,6 +44,7 @@ def outcome(node_id: str, outcome: Outcome = "failed", trace: str = "(line 1)  E
 def ci_job(artifact: str, number: int, name: str = "", conclusion: str | None = "failure", captured: int = 0) -> CiJob:
     steps = [CiStep("Captured information", captured)] if captured else []
     if artifact:
+        steps.insert(0, CiStep("Run all tests", 3))
         steps.append(CiStep(f"Test suite reports artifacts: {artifact}", 11))
     return CiJob(number, name, "completed", conclusion, f"https://ci/{number}", steps=tuple(steps))
 
@@ -68,7 +71,7 @@ def test_a_matrix_entry_has_the_result_structure_key_for_key() -> None:
     multi = TestReport(artifact("multi", "models_bert"), Counts(11, seconds=2.5))
     jobs = (
         ci_job(single.artifact.name, 1, captured=9),
-        ci_job(multi.artifact.name, 2, conclusion="success"),
+        ci_job(multi.artifact.name, 2, conclusion="success", captured=9),
     )
     report = reported(multi, single, jobs=jobs, matrix=["models/bert"])
     zeros = {"unclassified": 0, "single": 0, "multi": 0}
@@ -114,6 +117,30 @@ def test_a_job_without_a_matrix_counts_by_device_and_by_pytest_s_totals() -> Non
         "failures": {"single": [{"line": f"examples/test_x.py::t{n}", "trace": "(line 1)  E: m"} for n in range(2)]},
         "job_link": {},
     }
+
+
+def test_a_job_without_a_matrix_counts_what_its_artifacts_say_or_name_and_an_error_is_its_own() -> None:
+    test_job = "run_examples_gpu"
+    whole = TestReport(artifact("single", "", test_job, "1"), Counts(0, 3, 1), (outcome("t"),))
+    seen = (outcome("u"), outcome("v"), outcome("w", "error"))
+    killed = TestReport(artifact("single", "", test_job, "2"), None, seen)
+    report = result(reported(whole, killed, test_job=test_job), test_job)
+    assert (report["failed"]["single"], report["error"]) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("job", "job_link"),
+    [
+        (None, {}),
+        (replace(ci_job(name_of("single", "models_bert"), 1, captured=9), html_url=""), {}),
+        (ci_job(name_of("single", "models_bert"), 1), {"single": "https://ci/1"}),
+    ],
+    ids=["no CI job", "no page", "no step"],
+)
+def test_captured_information_that_has_no_page_has_no_link(job: CiJob | None, job_link: dict[str, str]) -> None:
+    single = TestReport(artifact("single", "models_bert"), Counts(1), captured_info="captured")
+    found = result(reported(single, jobs=(job,) if job else ()))
+    assert (found["job_link"], found["captured_info"]) == (job_link, {})
 
 
 def test_a_test_that_fails_and_whose_teardown_breaks_is_listed_once_and_counted_twice() -> None:
@@ -179,8 +206,9 @@ def test_an_artifact_outside_of_the_matrix_counts_all_the_same() -> None:
 
 def test_reports_of_other_test_jobs_do_not_count() -> None:
     other = TestReport(artifact("single", "", "run_examples_gpu"), Counts(5))
-    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), other)
-    assert len(report.reports) == 1
+    lost = Problem(name_of("multi", "", "run_examples_gpu"), "the artifact has expired")
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), other, problems=[lost])
+    assert (len(report.reports), report.problems) == (1, [])
     assert list(report.results) == ["models_bert"]
 
 
@@ -198,11 +226,24 @@ def test_a_killed_job_is_reported_as_incomplete() -> None:
     assert (result(report)["time_spent"], result(report)["job_link"]) == ([], {})
 
 
-def test_an_announced_artifact_that_is_not_there_is_named_with_its_folder_and_device() -> None:
+@pytest.mark.parametrize(
+    ("conclusion", "ended"),
+    [
+        ("success", "succeeded"),
+        ("failure", "failed"),
+        ("timed_out", "timed out"),
+        ("startup_failure", "did not start"),
+        ("stale", "ended as stale"),
+        (None, "has not finished"),
+    ],
+)
+def test_an_announced_artifact_that_is_not_there_is_named_with_its_folder_and_device(
+    conclusion: str | None, ended: str
+) -> None:
     there, lost = artifact("single", "models_bert"), artifact("multi", "models_bert")
-    jobs = (ci_job(there.name, 1), ci_job(lost.name, 2, conclusion="timed_out"))
+    jobs = (ci_job(there.name, 1), ci_job(lost.name, 2, conclusion=conclusion))
     report = reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"])
-    assert report.problems == [Problem(lost.name, "no artifact: its CI job timed out", "multi", MODELS, "models_bert")]
+    assert report.problems == [Problem(lost.name, f"no artifact: its CI job {ended}", "multi", MODELS, "models_bert")]
     assert result(report)["error"] is True
 
 
@@ -226,6 +267,7 @@ def test_a_refused_artifact_is_named_once() -> None:
         Problem(refused.name, "the artifact has expired", "multi", MODELS, "models_bert"),
         Problem("jobs", "page 2 answered 403"),
     ]
+    assert list(report.results) == ["models_bert"]
 
 
 def test_a_folder_without_any_artifact_is_named() -> None:
@@ -236,8 +278,11 @@ def test_a_folder_without_any_artifact_is_named() -> None:
 
 def test_a_job_that_stopped_before_its_steps_is_named_with_its_folder() -> None:
     there = artifact("single", "models_bert")
-    jobs = (ci_job(there.name, 1), ci_job("", 2, "CI / (multi) / (models/bert)", "cancelled"))
-    report = reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"])
+    jobs = (
+        ci_job(there.name, 1, "CI / (single) / (models/bert)"),
+        ci_job("", 2, "CI / (multi) / (models/bert)", "cancelled"),
+    )
+    report = reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert/"])
     assert report.problems == [
         Problem("CI / (multi) / (models/bert)", "no artifact: its CI job was cancelled", "", MODELS, "models_bert")
     ]
@@ -249,10 +294,21 @@ def test_a_job_that_failed_before_its_steps_is_all_that_is_said_of_its_folder() 
     assert report.problems == [Problem(name, "no artifact: its CI job failed", "", MODELS, "models_bert")]
 
 
-def test_an_entry_of_which_only_the_loss_is_known_is_in_the_results() -> None:
-    report = reported(
-        TestReport(artifact("single", "models_bert"), Counts(1)), jobs=(ci_job(name_of("multi", "models_t5"), 2),)
-    )
+@pytest.mark.parametrize(("steps", "problems"), [(0, 0), (1, 1)], ids=["steps not listed", "steps listed"])
+@pytest.mark.parametrize("conclusion", ["success", "failure"])
+def test_a_job_whose_steps_github_does_not_list_has_left_the_report_of_its_folder(
+    conclusion: str, steps: int, problems: int
+) -> None:
+    jobs = (ci_job("", 2, "CI / (single) / (models/bert)", conclusion, captured=steps),)
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), jobs=jobs, matrix=["models/bert"])
+    assert len(report.problems) == problems
+
+
+@pytest.mark.parametrize("matrix", [[], ["models/bert", "models/t5"]])
+def test_an_entry_of_which_only_the_loss_is_known_is_in_the_results(matrix: list[str]) -> None:
+    lost = name_of("multi", "models_t5")
+    report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), jobs=(ci_job(lost, 2),), matrix=matrix)
+    assert [problem.subject for problem in report.problems] == [lost]
     assert list(report.results) == ["models_bert", "models_t5"]
     assert result(report, "models_t5")["error"] is True
 
@@ -265,7 +321,11 @@ def test_a_job_that_announces_something_else_misses_nothing() -> None:
 
 def test_a_skipped_job_misses_nothing() -> None:
     there = artifact("single", "models_bert")
-    jobs = (ci_job(there.name, 1), ci_job(name_of("multi", "models_bert"), 2, conclusion="skipped"))
+    jobs = (
+        ci_job(there.name, 1),
+        ci_job(name_of("multi", "models_bert"), 2, conclusion="skipped"),
+        ci_job("", 3, "CI / (multi) / (models/bert)", "skipped"),
+    )
     assert reported(TestReport(there, Counts(1)), jobs=jobs, matrix=["models/bert"]).problems == []
 
 
@@ -287,7 +347,7 @@ def test_a_test_job_of_which_nothing_is_there_is_named_where_the_jobs_are_not_kn
 def test_failing_tests_that_nobody_named_are_counted() -> None:
     cut = artifact("single", "models_bert")
     problem = Problem(cut.name, "summary_short.txt is empty", "single", MODELS, "models_bert")
-    report = reported(TestReport(cut, Counts(5, 3), problems=(problem,)))
+    report = reported(TestReport(cut, Counts(5, 3), (outcome("t"),), problems=(problem,)))
     assert result(report)["failed"]["Unclassified"]["single"] == 3
 
 
@@ -304,5 +364,13 @@ def test_without_the_jobs_of_the_run_the_artifacts_count_all_the_same() -> None:
 
 
 def test_job_links_are_by_artifact() -> None:
-    jobs = [ci_job("a_test_reports", 1), ci_job("", 2), CiJob(3, "no page", steps=(CiStep("Test suite", 1),))]
+    jobs = [ci_job("a_test_reports", 1), ci_job("", 2, captured=9), replace(ci_job("no_page", 3), html_url="")]
     assert job_links(jobs) == {"a_test_reports": "https://ci/1"}
+
+
+def test_warnings_are_where_the_job_that_selects_them_succeeded() -> None:
+    selects = f"CI / {PROFILE.warnings_job}"
+    failed, other = ci_job("", 1, selects, "failure"), ci_job("", 2, "CI / docs", "success")
+    assert warnings_link([failed, other, ci_job("", 3, selects, "success")], PROFILE) == "https://ci/3"
+    assert warnings_link([failed, other], PROFILE) == ""
+    assert warnings_link([other], PROFILE.model_copy(update={"warnings_job": ""})) == ""

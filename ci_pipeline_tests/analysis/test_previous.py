@@ -58,8 +58,11 @@ def test_a_run_whose_fields_github_left_out_still_counts() -> None:
     assert previous_run(NIGHTLY, [bare], PROFILE) == bare
 
 
-def test_ids_tell_which_is_older_where_a_time_is_missing() -> None:
+def test_ids_tell_which_is_older_where_a_time_is_missing_or_the_same() -> None:
     assert previous_run(NIGHTLY, [a_run(31)], PROFILE) is None
+    assert previous_run(NIGHTLY, [a_run(28, day(10)), a_run(29, day(10)), a_run(31, day(10))], PROFILE) == a_run(
+        29, day(10)
+    )
     assert previous_run(a_run(30), [a_run(20, day(9)), a_run(29), a_run(31, day(8))], PROFILE) == a_run(29)
 
 
@@ -79,11 +82,19 @@ def test_a_comment_on_a_pull_request_is_compared_with_the_reference_workflow() -
     nightly = a_run(20, day(8))
     own = a_run(25, day(9), workflow_id=180000001, event="issue_comment")
     assert previous_run(run, [nightly, own], PROFILE) == nightly
+    assert previous_run(run, [CiRun("", 20, workflow_id=NVIDIA)], PROFILE) == CiRun("", 20, workflow_id=NVIDIA)
 
 
 @pytest.mark.parametrize("event", ["push", "workflow_dispatch", "pull_request", ""])
 def test_other_events_have_no_previous_run(event: str) -> None:
     assert previous_run(a_run(30, day(10), event=event), [a_run(20, day(9)), a_run(21, event=event)], PROFILE) is None
+
+
+def test_without_a_reference_in_the_profile_there_is_nothing_to_compare_with() -> None:
+    profile = PROFILE.model_copy(update={"reference": None})
+    run = a_run(30, day(10), workflow_id=AMD, event="issue_comment")
+    assert previous_run(run, [a_run(20, day(9))], profile) is None
+    assert reference_run(a_run(30, day(10), workflow_id=AMD), [a_run(28, day(10))], profile) is None
 
 
 def test_runs_of_an_unknown_workflow_are_compared_with_nothing() -> None:

@@ -101,6 +101,8 @@ def test_other_test_jobs_are_left_out() -> None:
             "HfHubHTTPError: 429 (Request ID: Root=1-6911aaaa-0d5c)",
             "HfHubHTTPError: 429 (Request ID: Root=1-7f00bbbb-11ff)",
         ),
+        ("ValueError: lr 0.0125, not 1e-05", "ValueError: lr 3, not 2.5E+10"),
+        ("OSError: no commit 1a2b3c4d5e6f", "OSError: no commit ffee99001122"),
         ("AssertionError: assert 1 == 2", "assert 3 == 4"),
         ("AssertionError: Lists differ: [1, 2...", "AssertionError: Lists differ: [1, 2, 3] != [4]"),
         ("torch.OutOfMemoryError: 1.00 MiB", "OutOfMemoryError: 2.00 MiB"),
@@ -116,11 +118,15 @@ def test_the_same_error_with_other_numbers_is_still_failing(before: str, now: st
 @pytest.mark.parametrize(
     ("before", "now"),
     [
-        ("(line 1)  ValueError: x", "(line 1)  TypeError: x"),
+        ("(line 12)  ValueError: x", "(line 345)  TypeError: x"),
+        ("(subprocess) ValueError: x", "TypeError: x"),
+        ("OSError: /data/a.json", "OSError: /data/b.json"),
+        ("KeyError: 'feedface'", "KeyError: 'effaced-facade'"),
         ("AssertionError: Lists differ", "AssertionError: Tensor-likes are not close!"),
         ("(line 3)  assert a == b", "(line 3)  ValueError: x"),
         ("Failed: Timeout >300.0s", "AssertionError"),
         ("ValueError: no such key", "ValueError: no such keyring"),
+        ("ValueError: no such key...", "ValueError: no such ketchup"),
     ],
 )
 def test_another_error_than_before_is_a_changed_error(before: str, now: str) -> None:
@@ -134,13 +140,14 @@ def test_a_test_that_passes_now_is_fixed() -> None:
     assert (row.node_id, row.change, row.previous_trace, row.since_run_id) == (A, "fixed", "ValueError: x", 7)
 
 
-def test_a_test_that_passes_but_whose_teardown_fails_is_not_fixed() -> None:
-    report = a_report((A, "passed"), (A, "error", "ValueError: x"))
+def test_a_test_that_also_passes_fails_as_it_failed_first() -> None:
+    report = a_report((A, "passed"), (A, "failed", "ValueError: x"), (A, "error", "OSError: y"), (A, "passed"))
     assert changes(run_diff(JOB, [report], earlier({A: "ValueError: x"}), ())) == {A: "still_failing"}
 
 
-def test_a_test_that_needed_a_rerun_to_pass_is_fixed() -> None:
-    assert changes(run_diff(JOB, [a_report((A, "rerun"), (A, "passed"))], earlier({A: "x"}), ())) == {A: "fixed"}
+@pytest.mark.parametrize(("outcome", "change"), [("passed", "fixed"), ("skipped", "newly_skipped")])
+def test_a_test_that_was_run_again_is_what_it_was_in_the_end(outcome: Outcome, change: str) -> None:
+    assert changes(run_diff(JOB, [a_report((A, "rerun"), (A, outcome))], earlier({A: "x"}), ())) == {A: change}
 
 
 def test_where_only_failures_were_read_nothing_is_fixed_or_vanished() -> None:
@@ -155,8 +162,14 @@ def test_where_only_failures_were_read_nothing_is_fixed_or_vanished() -> None:
         a_report((B, "passed"), problems=(Problem("x", "summary_short.txt is cut"),)),
         a_report((FILE, "error")),
         a_report((B, "passed"), device="multi"),
+        a_report((B, "passed"), counts=Counts(2)),
+        a_report((B, "passed"), counts=Counts(1, xfailed=1)),
+        a_report((B, "passed"), counts=Counts(1, xpassed=1)),
     ],
-    ids=["killed", "unreadable", "error at collection", "no report of the device"],
+    ids=[
+        *("killed", "unreadable", "error at collection", "no report of the device"),
+        *("passes not named", "xfails not named", "xpasses not named"),
+    ],
 )
 def test_a_test_that_could_not_be_seen_is_neither_fixed_nor_vanished(report: TestReport) -> None:
     rows = run_diff(JOB, [report], earlier({A: "x"}, {B: "passed", C: "passed"}), ())
@@ -169,8 +182,9 @@ def test_one_killed_part_of_a_split_job_leaves_open_what_vanished() -> None:
 
 
 def test_a_test_that_a_complete_report_does_not_name_has_vanished() -> None:
-    rows = run_diff(JOB, [a_report((B, "passed"))], earlier({A: "x"}, {B: "passed", C: "passed"}), ())
-    assert changes(rows) == {A: "vanished", C: "vanished"}
+    before = earlier({A: "x"}, {B: "passed", C: "passed", f"{FILE}::lost": "rerun"})
+    rows = run_diff(JOB, [a_report((B, "error"))], before, ())
+    assert changes(rows) == {B: "new_failure", A: "vanished", C: "vanished"}
 
 
 def test_without_the_earlier_passes_only_failures_can_vanish() -> None:
@@ -178,8 +192,9 @@ def test_without_the_earlier_passes_only_failures_can_vanish() -> None:
 
 
 def test_a_test_that_is_skipped_by_name_is_newly_skipped() -> None:
-    report = a_report((A, "skipped"), (B, "xfailed"), (C, "skipped"))
-    rows = run_diff(JOB, [report], earlier({A: "x"}, {B: "passed", C: "skipped"}), ())
+    known = f"{FILE}::test_known"
+    report = a_report((A, "skipped"), (B, "xfailed"), (C, "skipped"), (known, "skipped"))
+    rows = run_diff(JOB, [report], earlier({A: "x"}, {B: "passed", C: "skipped", known: "xfailed"}), ())
     assert changes(rows) == {A: "newly_skipped", B: "newly_skipped"}
 
 
@@ -190,7 +205,7 @@ def test_a_test_that_is_skipped_by_place_is_newly_skipped() -> None:
 
 
 def test_a_skip_that_only_moved_explains_nothing() -> None:
-    before = earlier({A: "x"}, {B: "passed", f"{FILE}:10": "skipped"})
+    before = earlier({A: "x"}, {B: "passed", C: "skipped", f"{FILE}:10": "skipped"})
     report = a_report((B, "passed"), (f"{FILE}:12", "skipped"))
     assert changes(run_diff(JOB, [report], before, ())) == {A: "vanished"}
 

@@ -73,12 +73,13 @@ def test_other_names_are_no_test_artifacts(profile: Profile, name: str) -> None:
     assert parse_artifact_name(name, profile) is None
 
 
-def test_one_job_s_name_may_begin_another_s(profile: Profile) -> None:
+@pytest.mark.parametrize("longer", ["run_models_gpu_slow", "amd_run_models_gpu"])
+def test_one_job_s_name_may_begin_or_end_another_s(profile: Profile, longer: str) -> None:
     job = profile.test_jobs["run_models_gpu"]
-    both = profile.model_copy(update={"test_jobs": {"run_models_gpu": job, "run_models_gpu_slow": job}})
-    artifact = parse_artifact_name("single-gpu_run_models_gpu_slow_models_bert_test_reports", both)
+    both = profile.model_copy(update={"test_jobs": {"run_models_gpu": job, longer: job}})
+    artifact = parse_artifact_name(f"single-gpu_{longer}_models_bert_test_reports", both)
     assert artifact is not None
-    assert (artifact.test_job, artifact.matrix_entry) == ("run_models_gpu_slow", "models_bert")
+    assert (artifact.machine, artifact.test_job, artifact.matrix_entry) == ("single-gpu", longer, "models_bert")
 
 
 def test_only_folders_are_available(profile: Profile, tmp_path: Path) -> None:
@@ -89,19 +90,21 @@ def test_only_folders_are_available(profile: Profile, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "entry"),
+    ("name", "machine", "device", "entry"),
     [
-        ("single-gpu_models_bert_test_reports", "single", "models_bert"),
-        ("models_bert_test_reports", "", "models_bert"),
-        ("test_reports_models_bert", "", "models_bert"),
-        ("test_reports_multi-gpu_models_bert", "multi", "models_bert"),
-        ("single-gpu_bert_test_reports", "single", "bert"),
+        ("single-gpu_models_bert_test_reports", "single-gpu", "single", "models_bert"),
+        ("models_bert_test_reports", "", "", "models_bert"),
+        ("test_reports_models_bert", "", "", "models_bert"),
+        ("test_reports_multi-gpu_models_bert", "multi-gpu", "multi", "models_bert"),
+        ("single-gpu_bert_test_reports", "single-gpu", "single", "bert"),
+        ("single-gpu_albert_t5_test_reports", "single-gpu", "single", "albert_t5"),
     ],
 )
-def test_an_artifact_may_name_its_matrix_entry_alone(profile: Profile, name: str, device: str, entry: str) -> None:
-    found = parse_entry_artifact(name, profile, "run_models_gpu", ["bert", "models_bert"])
-    assert found
-    assert (found.device, found.test_job, found.matrix_entry) == (device, "run_models_gpu", entry)
+def test_an_artifact_may_name_its_matrix_entry_alone(
+    profile: Profile, name: str, machine: str, device: str, entry: str
+) -> None:
+    found = parse_entry_artifact(name, profile, "run_models_gpu", ["bert", "models_bert", "t5", "albert_t5"])
+    assert found == ArtifactName(name, machine, device, "run_models_gpu", entry)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +130,8 @@ def test_selected_warnings_are_a_list_or_none(tmp_path: Path, text: str | None, 
         (tmp_path / "warnings_in_ci").mkdir()
         (tmp_path / "warnings_in_ci" / "selected_warnings.json").write_text(text, "latin-1")
     assert selected_warnings(tmp_path) == warnings
+
+
+def test_warnings_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "warnings_in_ci" / "selected_warnings.json").mkdir(parents=True)
+    assert selected_warnings(tmp_path) == []

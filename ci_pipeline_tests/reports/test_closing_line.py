@@ -22,7 +22,7 @@ from ci_pipeline.reports.closing_line import parse_closing_line
         ("==== 1 passed in 93784.51s (1 day, 2:03:04) ====", Counts(1, seconds=93784.51)),
         ("==== 1 passed in 200000.00s (2 days, 7:33:20) ====", Counts(1, seconds=200000.0)),
         ("==== 4 passed, 3 subtests passed in 2.04s ====", Counts(4, seconds=2.04)),
-        ("==== 4 passed, 2 subtests failed in 2.04s ====", Counts(4, 2, seconds=2.04)),
+        ("==== 1 failed, 4 passed, 2 subtests failed in 2.04s ====", Counts(4, 3, seconds=2.04)),
         ("= 1 failed, 1 passed, 1 skipped, 1 xfailed, 1 xpassed in 3.00s =", Counts(1, 1, 0, 1, 1, 1, seconds=3.0)),
         ("==== 12 tests collected in 0.01s ====", Counts(seconds=0.01)),
         ("==== 2/3 tests collected (1 deselected) in 0.01s ====", Counts(seconds=0.01)),
