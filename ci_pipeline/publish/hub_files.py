@@ -219,8 +219,6 @@ def comparable(earlier: EarlierRun, reports: Iterable[TestReport]) -> EarlierRun
                     completed.add(begins)
                 elif outcome.outcome == "error" and not earlier.has_errors and outcome.node_id not in failed:
                     known[where] = failures.get(where, outcome.trace)
-    if not known:
-        return earlier
     return replace(
         earlier, failures={where: trace for where, trace in failures.items() if where not in completed} | known
     )

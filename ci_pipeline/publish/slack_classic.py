@@ -231,7 +231,7 @@ class ClassicReport:
     def category_table(self) -> Table:
         """Failures by category and device; only for jobs whose report tells categories apart."""
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        if self._job and self._job.columns:
+        if self._job.columns:
             for result in self.model_results.values():
                 for category, failed in result.get("failed", {}).items():
                     counts[category].update({_device(device): count for device, count in failed.items() if count})

@@ -116,8 +116,22 @@ def test_a_matrix_job_has_results_what_was_captured_and_links() -> None:
     assert files[ERRORS] == []
 
 
+def test_what_a_machine_without_a_device_left_is_there_too() -> None:
+    report = job_report(
+        results={"models_bert": {"captured_info": {"unclassified": LINK}}},
+        reports=[outcome(f"{BERT}::e", "error", device=""), outcome(f"{BERT}::a")],
+    )
+    files = contents(report)
+    captured = {"captured_info": {"unclassified": {"link": LINK, "captured_info": "seen"}}}
+    assert files["model_results_extra.json"] == {"models_bert": captured}
+    error = {"matrix_entry": "models_bert", "device": "", "line": f"{BERT}::e", "trace": "(line 1)  E: x"}
+    assert files[ERRORS] == [error]
+    new = failures_by_module([("models_bert", "", f"{BERT}::e")], PROFILE, JOB)
+    assert new == {"bert": {"single-gpu": [], "multi-gpu": [], "unclassified": [f"{BERT}::e"]}}
+
+
 def test_a_job_without_a_matrix_has_its_result_alone() -> None:
-    flat: Any = {"failed": {"single": 0, "multi": 0}, "success": 3}
+    flat: Any = {"failed": {"single": 1, "multi": 0}, "success": 3}
     files = contents(JobReport(run(), "run_kernels_gpu", {"run_kernels_gpu": flat}))
     assert files == {"kernels_results.json": flat, "job_links.json": {"run_kernels_gpu": {}}, ERRORS: []}
 
@@ -155,8 +169,12 @@ def test_new_failures_are_listed_for_people_and_for_machines() -> None:
     assert "new_failures_against_9.txt" in files
 
 
-def test_without_new_failures_there_is_no_file_of_them() -> None:
-    assert not [name for name in contents(job_report()) if name.startswith("new_failures")]
+def test_without_failures_there_is_no_file_of_them() -> None:
+    previous = EarlierRun(CiRun("huggingface/transformers", 1), "previous run", {})
+    table = "        2 |         0 |         0 | bert\n"
+    files = contents(job_report(previous=previous), previous_model_table=table)
+    assert not [name for name in files if name.startswith(("new_failures", "changed"))]
+    assert not [name for name in contents(JobReport(run(), JOB, {"cli": {}})) if name.endswith(".txt")]
 
 
 def test_every_new_failure_is_in_the_file_however_many() -> None:
@@ -208,6 +226,13 @@ def test_the_diff_of_all_results_names_tests_and_nothing_else() -> None:
     assert "test_results_diff.json" not in contents(report), "only for the workflows that ask for it"
 
 
+def test_the_diff_of_all_results_is_sorted() -> None:
+    ids = [f"{BERT}::{number:02}" for number in range(30)]
+    before: Any = {("", "", node_id): "failed" for node_id in reversed(ids)}
+    diff = results_diff([], EarlierRun(CiRun("huggingface/transformers", 1), "previous run", {}, before))
+    assert list(diff["tests"]["unclassified"]) == ids
+
+
 def test_a_test_that_passed_when_it_was_run_again_has_passed() -> None:
     again = [outcome(f"{BERT}::flaky", "passed"), outcome(f"{BERT}::flaky", "rerun")]
     before: Any = {("models_bert", "single", f"{BERT}::flaky"): "passed"}
@@ -232,9 +257,16 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert "| bert\n" in earlier.model_table
 
 
-def test_results_of_a_job_without_a_matrix_have_no_entry(tmp_path: Path) -> None:
-    flat = {"failed": {"single": 1}, "failures": {"single": [{"line": "a", "trace": "b"}]}}
-    assert read_results(write(tmp_path, flat), "model").failures == {("", "single", "a"): "b"}
+def test_a_table_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model_failures_report.txt").write_bytes(b"1 | caf\xe9\n")
+    assert read_results(write(tmp_path, {}), "model").model_table == "1 | caf\ufffd\n"
+
+
+@pytest.mark.parametrize(("written", "device"), [("single", "single"), ("unclassified", ""), ("null", "")])
+def test_results_of_a_job_without_a_matrix_have_no_entry(tmp_path: Path, written: str, device: str) -> None:
+    flat = {"failed": {written: 2}, "failures": {written: [{"line": "a", "trace": "b"}, {"line": "c", "trace": None}]}}
+    failures = read_results(write(tmp_path, flat), "model").failures
+    assert failures == {("", device, "a"): "b", ("", device, "c"): ""}
 
 
 @given(json_values)
@@ -254,10 +286,15 @@ def test_missing_results_are_named(tmp_path: Path) -> None:
         read_results(write(tmp_path, [1]), "model")
 
 
-def test_a_test_whose_id_an_older_reporter_cut_is_known() -> None:
+@pytest.mark.parametrize("has_errors", [True, False])
+def test_a_test_whose_id_an_older_reporter_cut_is_known(has_errors: bool) -> None:
     now = [outcome(f"{BERT}::x[a b]"), outcome(f"{BERT}::y[a b]")]
-    earlier = earlier_run({("models_bert", "single", f"{BERT}::x[a"): "old"})
-    assert comparable(earlier, now).failures == {("models_bert", "single", f"{BERT}::x[a b]"): "old"}
+    now += [outcome(f"{BERT}::fine", "passed"), outcome(f"{BERT}::e", "error")]
+    earlier = earlier_run({("models_bert", "single", f"{BERT}::x[a"): "old"}, has_errors=has_errors)
+    known = {("models_bert", "single", f"{BERT}::x[a b]"): "old"}
+    if not has_errors:
+        known["models_bert", "single", f"{BERT}::e"] = "(line 1)  E: x"
+    assert comparable(earlier, now).failures == known
 
 
 def test_an_error_is_not_called_new_where_errors_were_not_listed() -> None:

@@ -12,12 +12,14 @@ from ci_pipeline.publish.slack_classic import (
     HEADER_LIMIT,
     SECTION_LIMIT,
     ClassicReport,
+    Table,
     classic_report,
     entries_that_fit,
     error_message,
     failure_entry,
     header,
     prepare_reports,
+    section,
 )
 from ci_pipeline.publish.thread import SlackMessage
 
@@ -74,6 +76,8 @@ def test_entries_that_fit_are_shown_whole() -> None:
 
 def test_what_does_not_fit_is_announced() -> None:
     assert entries_that_fit(["aaaa", "bbbb", "cccc"], limit=9) == "aaaabbbb[Truncated]"
+    assert entries_that_fit(["aaaa", "bbbb"], "1", "2", limit=10) == "1aaaabbbb2"
+    assert entries_that_fit(["aaaa", "bbbb"], "1", "2", limit=9) == "1aaaa2[Truncated]"
 
 
 def test_of_a_first_entry_that_does_not_fit_the_beginning_is_shown() -> None:
@@ -98,8 +102,15 @@ def test_a_failure_is_never_too_long_to_be_shown_and_its_markup_is_closed(node_i
     assert entry.endswith("_\n\n")
 
 
-def test_a_header_is_cut_at_150_characters() -> None:
+def test_a_header_is_cut_at_150_characters_and_a_section_at_3000() -> None:
     assert len(header("x" * 500)["text"]["text"]) == HEADER_LIMIT
+    assert len(section("x" * 5000)["text"]["text"]) == SECTION_LIMIT
+
+
+def test_a_table_is_escaped_for_slack_and_as_it_is_in_a_file() -> None:
+    table = Table("T & U", "n | Category\n", ["1 | <a>"])
+    assert table.text() == "T &amp; U:\n```\nn | Category\n1 | &lt;a&gt;\n```\n"
+    assert table.text(to_truncate=False) == "T & U:\n```\nn | Category\n1 | <a>\n```\n"
 
 
 def test_a_table_that_is_too_long_is_closed_before_it_says_so() -> None:
@@ -113,13 +124,18 @@ def test_a_table_that_is_too_long_is_closed_before_it_says_so() -> None:
 
 
 def test_when_everything_passed_the_report_says_so() -> None:
-    main = report({"models_bert": result(), "trainer": result()}).main()
+    main = report({"models_bert": result(), "trainer": result(time_spent=[7200.0, 61.5])}).main()
     assert main.text == "All tests passed."
-    assert texts(main) == [
-        "[INFO] Results",
-        "[SUCCESS] There were no failures: all 20 tests passed. The suite ran in 0h2m3s.",
+    passed = "[SUCCESS] There were no failures: all 20 tests passed. The suite ran in 2h2m3s."
+    button = {"type": "plain_text", "text": "Check Action results", "emoji": True}
+    assert main.blocks == [
+        {"type": "header", "text": {"type": "plain_text", "text": "[INFO] Results"}},
+        {
+            "type": "section",
+            "text": {"type": "plain_text", "text": passed, "emoji": True},
+            "accessory": {"type": "button", "text": button, "url": RUN_URL},
+        },
     ]
-    assert main.blocks[1]["accessory"]["url"] == RUN_URL
 
 
 def test_failures_are_counted_by_category_model_and_module() -> None:
@@ -130,7 +146,9 @@ def test_failures_are_counted_by_category_model_and_module() -> None:
     }
     main = report(results).main()
     assert main.text == "17 failures out of 47 tests,"
-    assert texts(main)[2:] == [
+    assert texts(main)[1:] == [
+        "There were 17 failures, out of 47 tests.\n"
+        "[ERROR] There were 0 jobs errored out (not producing test output files).\nThe suite ran in 0h3m4s.",
         "The following categories had failures:\n```\n"
         "Single |  Multi | Category\n"
         "     2 |     12 | PyTorch\n     0 |      1 | Tokenizers\n     1 |      1 | Trainer\n```\n",
@@ -142,9 +160,21 @@ def test_failures_are_counted_by_category_model_and_module() -> None:
     check_limits(main)
 
 
-def test_a_device_that_the_profile_does_not_know_has_a_column_of_its_own() -> None:
-    main = report({"models_bert": result(failed={"PyTorch": {"mi355": 3}})}).main()
-    assert "Single |  Multi |  Mi355 | Category\n     0 |      0 |      3 | PyTorch" in texts(main)[2]
+def test_devices_that_the_profile_does_not_know_have_columns_of_their_own() -> None:
+    main = report({"models_bert": result(failed={"PyTorch": {"mi_355": 3, "a10": 1, "mi_300": 2}})}).main()
+    assert (
+        "Single |  Multi |    A10 | Mi 300 | Mi 355 | Category\n     0 |      0 |      1 |      2 |      3 |"
+        in (texts(main)[2])
+    )
+
+
+def test_a_matrix_whose_report_does_not_tell_categories_apart_has_one_column_per_device() -> None:
+    failing = result(failed={"Quantization": {"single": 1}})
+    main = report({"quantization_bnb": failing}, "run_quantization_torch_gpu").main()
+    assert texts(main)[2:] == [
+        "These following quantization modules had failures:\n```\n"
+        "Single |  Multi | Category\n     1 |      0 | bnb\n```\n"
+    ]
 
 
 def test_an_artifact_that_names_no_folder_is_shown_by_the_name_of_its_test() -> None:
@@ -165,10 +195,12 @@ def test_only_the_prefix_of_a_folder_name_is_removed() -> None:
     assert "| my_models_x\n" in texts(main)[3]
 
 
-def test_two_entries_with_the_same_name_are_two_rows() -> None:
+def test_the_rows_of_a_table_are_sorted_and_two_entries_with_the_same_name_are_two() -> None:
     failing = result(failed={"PyTorch": {"single": 1}})
-    table = report({"models_cli": failing, "cli": failing}).model_table()
-    assert len(table.rows) == 2
+    table = report(
+        {"models_bert": failing, "models_zoe": failing, "bert": failing, "models_aria": failing}
+    ).model_table()
+    assert [row.rpartition(" ")[2] for row in table.rows] == ["aria", "bert", "bert", "zoe"]
 
 
 def test_errors_are_counted_and_listed_and_never_a_success() -> None:
@@ -180,6 +212,8 @@ def test_errors_are_counted_and_listed_and_never_a_success() -> None:
     assert classic.main().text == "0 failures and 2 errors out of 2 tests,"
     (reply,) = classic.replies()
     assert texts(reply) == ["MODELS_BERT (SINGLE-GPU)", "*Errors*: 1", f"*{BERT}::t*\n_OSError_\n\n"]
+    assert report({"models_bert": result(errors=1, success=0)}).text == "0 failures and 1 error out of 1 tests,"
+    assert not report({"models_bert": result(error=True)}).passed
 
 
 def test_a_killed_job_makes_the_report_incomplete() -> None:
@@ -221,9 +255,9 @@ def test_a_job_without_a_matrix_is_reported_under_the_name_of_its_test() -> None
 
 
 def test_warnings_of_the_highlighted_package_are_counted_apart() -> None:
-    classic = report({"models_bert": result()}, warnings=["x huggingface_hub y", "torch"])
+    classic = report({"models_bert": result()}, warnings=["x huggingface_hub y", "torch", "numpy"])
     block = classic.main().blocks[2]
-    assert block["text"]["text"] == "There are 2 warnings being selected.\n1 of them are from `huggingface_hub`."
+    assert block["text"]["text"] == "There are 3 warnings being selected.\n1 of them are from `huggingface_hub`."
     assert block["accessory"]["text"]["text"] == "Check warnings (Link not found)"
     found = replace(classic, warnings_url="https://github.com/w").main().blocks[2]["accessory"]
     assert (found["text"]["text"], found["url"]) == ("Check warnings", "https://github.com/w")
@@ -275,25 +309,34 @@ def test_without_new_failures_nothing_is_said_about_them() -> None:
     assert len(compared(row("single", "a", "still_failing")).main().blocks) == len(compared().main().blocks) == 4
 
 
-def test_a_file_that_is_not_on_the_hub_has_no_button() -> None:
+@pytest.mark.parametrize("url", ["", f"https://hub/{'x' * 3000}"])
+def test_a_file_that_is_not_on_the_hub_has_no_button(url: str) -> None:
     classic = compared(row("single", "a"))
     assert classic.new_failures
-    block = replace(classic, file_url=lambda name: "").main().blocks[-2]
+    block = replace(classic, file_url=lambda name: url).main().blocks[-2]
     assert "accessory" not in block
 
 
 def test_a_run_that_cannot_be_compared_is_said_to_be_so() -> None:
-    main = compared(not_compared={"New failures": "previous run: the artifact has <expired>"}).main()
-    assert texts(main)[-1] == "*New failures are not known*\n\n(previous run: the artifact has &lt;expired&gt;)"
+    why = {"New failures": "previous run: the artifact has <expired>"}
+    said = "*New failures are not known*\n\n(previous run: the artifact has &lt;expired&gt;)"
+    assert texts(compared(not_compared=why).main())[-1] == said
+    assert texts(replace(report({"models_bert": result(errors=1)}), not_compared=why).main())[-1] == said
+    assert said not in texts(replace(report({"models_bert": result()}), not_compared=why).main())
+
+
+def test_a_run_that_differs_from_a_hundred_others_fits_a_message() -> None:
+    classic = compared(row("single", "a", "unique_failure", 9))
+    check_limits(replace(classic, title="Results", unique_failures=[*classic.unique_failures] * 100).main())
 
 
 def test_models_with_more_failures_than_before_are_shown() -> None:
     before = (
         "Title:\n```\nSingle PT |  Multi PT |     Other | Category\n        0 |         1 |         0 | bert\n```\n"
     )
-    changed = compared(previous_model_table=before).changed_models
-    assert changed
-    assert changed.rows == ["        1 |         1 |         0 | bert (+1)"]
+    assert texts(compared(previous_model_table=before).main())[-1] == before.replace(
+        "Title", "Changed model modules failures"
+    ).replace("        0 |         1 |         0 | bert", "        1 |         1 |         0 | bert (+1)")
     same = before.replace("        0 |         1", "        1 |         1")
     unchanged = compared(previous_model_table=same).changed_models
     assert unchanged
@@ -328,13 +371,13 @@ def test_every_message_keeps_slacks_limits(failures: Any, name: str) -> None:
 
 def test_a_reply_counts_by_category_and_links_its_job() -> None:
     failures = {"multi": [{"line": f"{BERT}::a&b", "trace": "(line 3)  E: <x>"}]}
-    failed = {"PyTorch": {"multi": 1}, "Auto": {"multi": 2, "single": 5}}
+    failed = {"PyTorch": {"multi": 1}, "Trainer": {"multi": 3}, "Auto": {"multi": 2, "single": 5}}
     (reply,) = report(
         {"models_bert": result(failures=failures, failed=failed, job_link={"multi": "https://github.com/j"})}
     ).replies()
     assert texts(reply) == [
         "MODELS_BERT (MULTI-GPU)",
-        "*Auto*: 2\n*PyTorch*: 1",
+        "*Auto*: 2\n*PyTorch*: 1\n*Trainer*: 3",
         f"*{BERT}::a&amp;b*\n_(line 3)  E: &lt;x&gt;_\n\n",
     ]
     assert reply.blocks[1]["accessory"]["url"] == "https://github.com/j"
