@@ -114,8 +114,6 @@ def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
         raise _Unsafe("an entry without a name")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _Unsafe(f"the entry {name!r} is compressed in an unknown way")
-    if entry.flag_bits & 0x1:
-        raise _Unsafe(f"the entry {name!r} is encrypted")
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _Unsafe(f"the entry {name!r} is a link or a special file")
     _check_size(entry, entry.file_size, _most_bytes(entry.compress_size))

@@ -24,7 +24,7 @@ from ci_pipeline.model import CiJob, CiRun, FetchedRun, Problem
 from ci_pipeline.sources import EPOCH, Progress, RunPage, SourceError, Wanted, age, raw_store
 from ci_pipeline.sources.archives import ArtifactRefused, safe_name
 from ci_pipeline.sources.cursor import Cursor
-from ci_pipeline.sources.github_json import as_object, jobs_from, run_from, run_payload
+from ci_pipeline.sources.github_json import as_object, jobs_from, missing_jobs, run_from, run_payload
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,10 @@ class InboxSource(ABC):
         return self._find(run_id, attempt)[1]
 
     def jobs(self, run: CiRun) -> tuple[CiJob, ...]:
-        return jobs_from(self._json(self._find(run.run_id, run.run_attempt)[0], "jobs.json"))
+        payload = self._json(self._find(run.run_id, run.run_attempt)[0], "jobs.json")
+        if missing := missing_jobs(payload):
+            raise SourceError(f"run {run.key}: jobs.json: {missing}", jobs_from(payload))
+        return jobs_from(payload)
 
     def workflow_runs(
         self, workflow_id: int | str, *, event: str = "", branch: str = "", limit: int = 7
@@ -114,6 +117,8 @@ class InboxSource(ABC):
         payload, problems = self._tolerant(name, "run.json")
         jobs, more = self._tolerant(name, "jobs.json")
         problems += more
+        if missing := missing_jobs(jobs):
+            problems.append(Problem("jobs", missing))
         before, more = self._tolerant(name, "problems.json")  # of a run that was fetched elsewhere
         problems += [*raw_store.problems_from(before), *more]
         with ThreadPoolExecutor(PARALLEL) as pool:
@@ -125,7 +130,7 @@ class InboxSource(ABC):
                     problems.append(problem)
                 if progress:
                     progress(done, len(artifacts), artifact)
-        return raw_store.save(into, {**as_object(payload), **run_payload(run)}, jobs or [], problems)
+        return raw_store.save(into, {**as_object(payload), **run_payload(run)}, jobs or [], [*dict.fromkeys(problems)])
 
     # --- folders and runs ---------------------------------------------------------------------------------------
 
@@ -191,6 +196,8 @@ def _placed(artifact: str, place: Place, into: Path) -> Problem | None:
 def _values(text: str) -> Any:
     """The JSON value of a text; a list where several follow one another, as `gh api --paginate` writes them."""
     values: list[Any] = []
+    if not text.strip():
+        raise ValueError("it is empty")
     while text := text.lstrip():
         value, end = json.JSONDecoder().raw_decode(text)
         values.append(value)

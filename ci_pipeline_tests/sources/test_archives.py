@@ -40,6 +40,7 @@ def test_an_archive_is_unpacked_with_its_folders(tmp_path):
     assert unpack(archive, tmp_path / "out" / "report") == tmp_path / "out" / "report"
     assert everything_below(tmp_path / "out" / "report") == {"stats.txt": b"1 passed", "deep/er/x.txt": b"\xff\x00"}
     assert (tmp_path / "out" / "report" / "empty").is_dir()
+    assert stat.S_IMODE((tmp_path / "out" / "report").stat().st_mode) == 0o755  # others read it too
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,11 @@ def test_links_and_special_files_are_refused(tmp_path, kind):
 
 def test_a_bomb_is_refused(tmp_path):
     archive = make_zip(tmp_path / "a.zip", [("zeros", bytes(1_000_000))])
+    assert "200 times" in refusal(archive, tmp_path / "out" / "report")
+
+
+def test_a_bomb_of_many_files_each_of_which_is_small_is_refused(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", [(f"{n:03}", bytes(60_000)) for n in range(300)])
     assert "200 times" in refusal(archive, tmp_path / "out" / "report")
 
 

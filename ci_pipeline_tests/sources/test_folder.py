@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,9 +34,11 @@ def test_complete_runs_are_listed_oldest_first(tmp_path):
 
 
 def test_a_run_is_what_run_json_says(tmp_path):
-    put_run(tmp_path, "12", run={"id": 12, "run_attempt": 3, "name": "Nightly", "event": "schedule"})
+    updated = {"updated_at": "2025-11-12T04:00:00Z"}
+    put_run(tmp_path, "12", run={"id": 12, "run_attempt": 3, "name": "Nightly", "event": "schedule", **updated})
     run = source_of(tmp_path).run(12)
     assert (run.key, run.workflow_name, run.event, run.repository) == ("12-3", "Nightly", "schedule", "octo/demo")
+    assert run.updated_at == datetime(2025, 11, 12, 4, tzinfo=UTC)
 
 
 def test_without_run_json_the_run_is_made_of_the_folder(tmp_path):
@@ -48,12 +51,22 @@ def test_without_run_json_the_run_is_made_of_the_folder(tmp_path):
     assert run.updated_at == run.created_at
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
-def test_an_unreadable_run_json_is_a_problem_and_not_the_end(tmp_path, text):
-    put_run(tmp_path / "inbox", "12", run=text)
+@pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 100_000])
+@pytest.mark.parametrize("file", ["run", "jobs", "problems"])
+def test_a_file_about_the_run_that_is_no_json_is_a_problem_and_not_the_end(tmp_path, file, text):
+    (put_run(tmp_path / "inbox", "12") / f"{file}.json").write_text(text)
     source = source_of(tmp_path / "inbox")
     assert keys_after(source) == ["12-1"]
-    assert source.fetch(source.run(12), tmp_path / "run").artifact_names == ("report",)
+    fetched = source.fetch(source.run(12), tmp_path / "run")
+    assert fetched.artifact_names == ("report",)
+    [problem] = fetched.problems
+    assert (problem.subject, problem.reason[:17]) == (file, "could not be read")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7"])
+def test_a_run_json_without_a_run_says_nothing_of_it(tmp_path, text):
+    put_run(tmp_path, "12", run=text)
+    assert keys_after(source_of(tmp_path)) == ["12-1"]
 
 
 def test_a_run_that_is_complete_is_completed_whatever_run_json_said_before(tmp_path):
@@ -62,6 +75,7 @@ def test_a_run_that_is_complete_is_completed_whatever_run_json_said_before(tmp_p
     source = source_of(tmp_path)
     assert source.run(12).status == "completed"
     assert source.run(13).status == "in_progress"
+    assert source.fetch(source.run(12), tmp_path / "fetched").run.status == "completed"
 
 
 def test_a_folder_of_another_name_needs_a_run_json(tmp_path):
@@ -70,12 +84,30 @@ def test_a_folder_of_another_name_needs_a_run_json(tmp_path):
     assert keys_after(source_of(tmp_path)) == ["12-1"]
 
 
+def test_hidden_folders_and_files_are_no_runs(tmp_path):
+    for number, name in enumerate((".new", "_old"), 12):
+        put_run(tmp_path, name, run={"id": number})
+    (tmp_path / "14").touch()
+    assert keys_after(source_of(tmp_path, quiet_seconds=0)) == []
+
+
+def test_a_run_that_was_taken_away_and_comes_again_is_not_complete_before_it_is(tmp_path):
+    source = source_of(tmp_path)
+    folder = put_run(tmp_path, "12")
+    assert keys_after(source) == ["12-1"]
+    shutil.rmtree(folder)
+    assert keys_after(source) == []
+    put_run(tmp_path, "12", success=False)
+    assert source.run(12).status == "in_progress"
+
+
 def test_attempts_are_runs_of_their_own(tmp_path):
     put_run(tmp_path, "12", artifacts={"first": {"a": ""}})
     put_run(tmp_path, "12-2", artifacts={"second": {"a": ""}})
+    put_run(tmp_path, "12-10", artifacts={"tenth": {"a": ""}})
     source = source_of(tmp_path)
-    assert keys_after(source) == ["12-1", "12-2"]
-    assert source.run(12).key == "12-2"
+    assert keys_after(source) == ["12-1", "12-2", "12-10"]
+    assert source.run(12).key == "12-10"
     assert source.run(12, attempt=1).key == "12-1"
     assert source.fetch(source.run(12, 1), tmp_path / "x").artifact_names == ("first",)
     with pytest.raises(SourceError, match="no run 12-3"):
@@ -145,7 +177,11 @@ def test_a_run_is_fetched_whole(tmp_path):
         "12",
         run={"id": 12, "conclusion": "failure"},
         jobs={"total_count": 1, "jobs": JOBS},
-        artifacts={"a": {"stats.txt": "1 passed", "deep/x": "y"}, "b.zip": {"stats.txt": "2 passed"}},
+        artifacts={
+            "a": {"stats.txt": "1 passed", "deep/x": "y"},
+            "a.zip": {"stats.txt": "what the folder was made of"},
+            "b.zip": {"stats.txt": "2 passed"},
+        },
     )
     source, seen = source_of(tmp_path / "inbox"), []
     fetched = source.fetch(source.run(12), tmp_path / "run", progress=lambda *step: seen.append(step))
@@ -154,7 +190,8 @@ def test_a_run_is_fetched_whole(tmp_path):
     assert [job.name for job in fetched.jobs] == ["Model CI"]
     assert fetched.artifact_names == ("a", "b")
     assert fetched.problems == ()
-    assert (tmp_path / "run/artifacts/b/stats.txt").read_text() == "2 passed"
+    texts = [(tmp_path / "run/artifacts" / name / "stats.txt").read_text() for name in ("a", "b")]
+    assert texts == ["1 passed", "2 passed"]
     assert seen == [(1, 2, "a"), (2, 2, "b")]
 
 
@@ -185,6 +222,17 @@ def test_what_cannot_be_had_is_a_problem_and_the_rest_is_fetched(tmp_path):
     assert not (tmp_path / "run/artifacts/good/passwd").exists()
 
 
+def test_an_artifact_that_is_taken_away_while_the_run_is_fetched_is_a_problem(tmp_path):
+    folder = put_run(tmp_path / "inbox", "12", artifacts={"a": {"x": ""}, "b": {"x": ""}})
+    source = source_of(tmp_path / "inbox")
+
+    def take_away(done: int, total: int, name: str) -> None:
+        shutil.rmtree(folder / "artifacts/b", ignore_errors=True)
+
+    fetched = source.fetch(source.run(12), tmp_path / "run", progress=take_away)
+    assert [problem.subject for problem in fetched.problems] == ["b"]
+
+
 def test_problems_of_a_run_that_was_fetched_elsewhere_are_kept(tmp_path):
     folder = put_run(tmp_path / "inbox", "12")
     (folder / "problems.json").write_text(json.dumps([{"subject": "gone", "reason": "expired"}]))
@@ -203,10 +251,32 @@ def test_artifacts_may_lie_beside_run_json_as_gh_run_download_puts_them(tmp_path
 
 def test_jobs_may_come_in_pages_as_gh_api_writes_them(tmp_path):
     pages = [{"total_count": 2, "jobs": [{"id": n, "name": f"job {n}"}]} for n in (1, 2)]
-    for run_id, text in ((12, "\n".join(map(json.dumps, pages))), (13, json.dumps(pages))):
+    written = ("\n".join(map(json.dumps, pages)), json.dumps(pages), "\ufeff" + json.dumps(pages))
+    for run_id, text in enumerate(written, 12):
         put_run(tmp_path, str(run_id), jobs=text)
         source = source_of(tmp_path)
         assert [job.name for job in source.jobs(source.run(run_id))] == ["job 1", "job 2"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "missing"),
+    [
+        ([{"total_count": 31, "jobs": JOBS}], "only 1 of 31 jobs"),  # `gh api` without `--paginate`
+        ([{"message": "API rate limit exceeded"}], "no list of jobs"),  # what GitHub says instead
+        ([{"total_count": 31, "jobs": JOBS}, {"message": "Bad Gateway"}], "no list of jobs"),
+    ],
+)
+def test_jobs_that_were_saved_in_part_or_not_at_all_are_a_problem(tmp_path, saved, missing):
+    put_run(tmp_path / "inbox", "12", jobs="\n".join(map(json.dumps, saved)))
+    source = source_of(tmp_path / "inbox")
+    [problem] = source.fetch(source.run(12), tmp_path / "store/12-1").problems
+    assert (problem.subject, problem.reason) == ("jobs", missing)
+    with pytest.raises(SourceError, match=rf"run 12-1: jobs.json: {missing}") as error:
+        source.jobs(source.run(12))
+    assert {job.name for job in error.value.read} >= {job["name"] for job in saved[0].get("jobs", ())}
+    (tmp_path / "store/12-1/_SUCCESS").touch()
+    store = source_of(tmp_path / "store")
+    assert store.fetch(store.run(12), tmp_path / "again").problems == (problem,)
 
 
 def test_only_wanted_artifacts_are_fetched(tmp_path):
@@ -218,6 +288,7 @@ def test_only_wanted_artifacts_are_fetched(tmp_path):
 
 def test_one_artifact_is_had_by_its_name(tmp_path):
     put_run(tmp_path / "inbox", "12", artifacts={"report.zip": {"a": "b"}, "bad.zip": b"", "a:b": {"a": ""}})
+    (tmp_path / "inbox/12/artifacts/folder").mkdir()
     source = source_of(tmp_path / "inbox")
     assert (source.artifact(12, "report", tmp_path / "out") / "a").read_text() == "b"
     for name in ("bad", "a:b"):
@@ -225,16 +296,21 @@ def test_one_artifact_is_had_by_its_name(tmp_path):
             source.artifact(12, name, tmp_path / "out")
     with pytest.raises(SourceError, match="no artifact 'other'"):
         source.artifact(12, "other", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="'folder' of run 12 cannot be read"):
+        source.artifact(12, "folder", tmp_path / "file")
 
 
 def test_runs_of_a_workflow_are_listed_newest_first(tmp_path):
     for number in (1, 2, 3):
         run = {"id": number, "workflow_id": 7, "event": "schedule", "created_at": f"2025-11-0{number}T00:00:00Z"}
+        run["path"] = ".github/workflows/nightly.yml@refs/heads/main"
         put_run(tmp_path, str(number), run=run)
     put_run(tmp_path, "4", run={"id": 4, "workflow_id": 7, "event": "push"})
     put_run(tmp_path, "5", run={"id": 5, "workflow_id": 8, "event": "schedule"})
-    runs = source_of(tmp_path).workflow_runs(7, event="schedule", limit=2)
-    assert [run.run_id for run in runs] == [3, 2]
+    for workflow in (7, "nightly.yml", ".github/workflows/nightly.yml"):
+        runs = source_of(tmp_path).workflow_runs(workflow, event="schedule", limit=2)
+        assert [run.run_id for run in runs] == [3, 2]
 
 
 def test_an_820_artifact_run_is_fetched_in_well_under_a_second(tmp_path):

@@ -23,10 +23,13 @@ def store(request, tmp_path):
             return RawStore(f"s3://{s3.bucket}/raw/")
 
 
+GONE = Problem("gone", "expired", "single", "run_models_gpu", "models_bert")
+
+
 def fetched_run(folder: Path, text: str = "1 passed") -> Path:
     (folder / "artifacts/report").mkdir(parents=True)
     (folder / "artifacts/report/stats.txt").write_text(text)
-    save(folder, {"id": 12, "name": "Nightly"}, {"jobs": [{"id": 1}]}, [Problem("gone", "expired", device="single")])
+    save(folder, {"id": 12, "name": "Nightly"}, {"jobs": [{"id": 1}]}, [GONE])
     return folder
 
 
@@ -43,7 +46,7 @@ def test_a_run_comes_back_as_it_was(store, tmp_path):
     with store.local("12-1") as local:
         assert load(local) == store.load("12-1") == load(folder)
         assert (local / "artifacts/report/stats.txt").read_text() == "1 passed"
-        assert load(local).problems == (Problem("gone", "expired", device="single"),)
+        assert load(local).problems == (GONE,)
 
 
 def test_a_run_takes_the_place_of_the_one_before(store, tmp_path):
