@@ -98,9 +98,7 @@ def read_junit_folder(
             seconds=round(sum(file.seconds for file in files), 3)
             or round(sum(outcome.seconds or 0.0 for outcome in outcomes), 3),
         )
-    # Parametrised tests of Surefire share a name: each failing name is listed once.
-    red = {(o.node_id, o.outcome): o for o in reversed(outcomes) if o.outcome in RED}
-    listed = outcomes if every_outcome else list(red.values())[::-1]
+    listed = outcomes if every_outcome else [outcome for outcome in outcomes if outcome.outcome in RED]
     problems = (artifact.problem("; ".join(reasons)),) if reasons else ()
     return TestReport(artifact, counts, tuple(listed), problems=problems)
 

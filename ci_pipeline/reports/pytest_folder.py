@@ -17,7 +17,7 @@ _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _NOT_RED = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN) ")
 _DURATION = re.compile(rb"(?m)^(\d{1,9}\.\d+)s (?:setup|call|teardown) +(\S.*)$")
 _PASSED = re.compile(rb"\nPASSED ([^\n]+)")
-_SKIPPED = re.compile(rb"\nSKIPPED (?:\[\d+\] )?([^\n]*?:\d+|[^\n:]+|[^\n]+?)(?:: | - |(?=\n|$))([^\n]*)")
+_FOLDED_SKIPS = re.compile(rb"\nSKIPPED \[\d+\] ([^\n]+?(?::\d+)?)(?:: ([^\n]*)|(?=\n|\Z))")
 
 
 class _Folder:
@@ -174,12 +174,15 @@ def _others(summary: bytes, counts: Counts | None, seconds: Mapping[str, float])
         (b"XFAIL", "xfailed", counts and counts.xfailed),
         (b"XPASS", "xpassed", counts and counts.xpassed),
         (b"RERUN", "rerun", counts and counts.rerun),
+        (b"SKIPPED", "skipped", None),
     )
     for word, outcome, counted in others:
         for entry in lines_of(summary, word)[:counted]:
+            if entry.node_id.startswith(b"["):  # folded
+                continue
             node_id = entry.node_id.decode(errors="replace")
             yield TestOutcome(node_id, outcome, entry.message.decode(errors="replace"), seconds=seconds.get(node_id))
-    for place, reason in _SKIPPED.findall(summary):
+    for place, reason in _FOLDED_SKIPS.findall(summary):
         yield TestOutcome(place.decode(errors="replace"), "skipped", reason.decode(errors="replace"))
 
 

@@ -87,7 +87,7 @@ def _by_message(entries: Sequence[Entry], crashes: Sequence[Crash]) -> list[Cras
             found = found[:1] * len(places)
         # A whole traceback says the place of a crash again: so many lines in a row are one crash.
         times, rest = divmod(len(found), len(places))
-        if message and times and not rest:
+        if message and not rest:
             for nth, place in enumerate(places):
                 same = set(found[nth * times : (nth + 1) * times])
                 pairs[place] = same.pop() if len(same) == 1 else None

@@ -190,6 +190,14 @@ def test_a_failure_that_was_run_again_and_failed_again_is_one_failure(report_of:
     assert [o.message for o in report.outcomes] == ["E: boom"]
 
 
+@pytest.mark.parametrize("every_outcome", [False, True])
+def test_failing_tests_that_share_a_name_are_all_there(report_of: Reader, every_outcome: bool) -> None:
+    cases = "".join(f'<testcase classname="a.T" name="x"><failure message="E: {n}"/></testcase>' for n in (1, 2))
+    report = report_of({"a.xml": f'<testsuite name="a.T" time="1">{cases}</testsuite>'}, every_outcome=every_outcome)
+    assert report.counts == Counts(failed=2, seconds=1.0)
+    assert [o.trace for o in report.outcomes] == ["E: 1", "E: 2"]
+
+
 def test_nested_suites_count_once(report_of: Reader) -> None:
     inner = '<testsuite name="inner" time="2"><testcase classname="a.T" name="x"><failure/></testcase></testsuite>'
     report = report_of({"a.xml": f'<testsuites><testsuite name="outer" time="3">{inner}</testsuite></testsuites>'})

@@ -244,8 +244,18 @@ def test_an_entry_without_a_place_does_not_shift_the_traces_of_others(report_of:
         (("A: ab...", "B: b"), ("2: B: b", "1: A: abc"), ("(line 1)  A: abc", "(line 2)  B: b")),
         (("A: a", "A: a"), ("1: A: a", "1: A: a", "2: A: a", "2: A: a"), ("(line 1)  A: a", "(line 2)  A: a")),
         (("A: a", "A: a"), ("1: A: a", "2: A: a", "1: A: a", "2: A: a"), ("A: a", "A: a")),
+        (("A: a", "A: a"), ("1: A: a", "2: A: a", "2: A: a"), ("A: a", "A: a")),
+        (("A: a", "A: a"), ("1: A: a",), ("(line 1)  A: a", "(line 1)  A: a")),
     ],
-    ids=["another order", "without a message", "cut", "each crash twice", "whose is whose"],
+    ids=[
+        "another order",
+        "without a message",
+        "cut",
+        "each crash twice",
+        "whose is whose",
+        "one too many",
+        "one place",
+    ],
 )
 def test_a_test_has_the_crash_of_its_message_or_none(
     report_of: Callable[..., TestReport], messages: tuple[str, ...], crashes: tuple[str, ...], expected: tuple[str, ...]
@@ -263,9 +273,12 @@ def test_a_test_has_the_crash_of_its_message_or_none(
     [
         ("c.py:1: in <module>\nE   ImportError: no\nE   other.py:9: see there\n", "(line 1)  ImportError: no"),
         ('lib.py:7: in x\nE     File "/c.py", line 3\nE   SyntaxError: invalid\n', "(line 3)  SyntaxError: invalid"),
+        ("c.py:1: in <module>\nlib.py:7:\nE   OSError: nowhere\n", "(line 7)  OSError: nowhere"),
         ("E   OSError: nowhere\n", "OSError: nowhere"),
+        ("lib.py:7: in import_module", "no message in the report"),  # cut off above its exception
+        ("lib.py:7", "no message in the report"),
     ],
-    ids=["a place in the message", "a syntax error", "no place"],
+    ids=["a place in the message", "a syntax error", "no words", "no place", "no exception", "nothing"],
 )
 def test_where_an_error_happened_is_the_last_place_that_its_traceback_names(
     report_of: Callable[..., TestReport], traceback: str, trace: str
@@ -294,17 +307,49 @@ def test_a_test_took_its_setup_its_call_and_its_teardown(report_of: Callable[...
     assert [(o.node_id, o.seconds) for o in report.outcomes] == [("t.py::t", 2.0), ("t.py::quick", None)]
 
 
+@pytest.mark.parametrize("word", ["PASSED", "SKIPPED", "XFAIL", "XPASS", "RERUN"])
+def test_a_message_ends_where_the_next_test_is_named(report_of: Callable[..., TestReport], word: str) -> None:
+    summary = f"{HEADER}FAILED t.py::t - E: m\nmore\n{word} t.py::u\nFAILED t.py::v - E: n\n"
+    report = report_of(stats="== 2 failed in 1.00s ==", summary_short=summary, every_outcome=True)
+    assert [o.message for o in report.outcomes if o.outcome == "failed"] == ["E: m\nmore", "E: n"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "reason"),
+    [
+        ("[1] t.py:30: no gpu: none - at all", "t.py:30", "no gpu: none - at all"),
+        ("[12] t.py: 3: no", "t.py", "3: no"),
+        ("[1] t.py:30", "t.py:30", ""),
+        ("t.py::T::t[a - b] - no host:80: down", "t.py::T::t[a - b]", "no host:80: down"),
+        ("t.py::t", "t.py::t", ""),
+    ],
+)
+def test_a_skipped_test_is_named_by_its_place_where_pytest_folds_it(
+    report_of: Callable[..., TestReport], line: str, name: str, reason: str
+) -> None:
+    stats = "== 1 passed, 12 skipped in 1.00s =="
+    report = report_of(stats=stats, summary_short=f"{HEADER}SKIPPED {line}\nPASSED t.py::u", every_outcome=True)
+    found = [(o.node_id, o.message) for o in report.outcomes if o.outcome == "skipped"]
+    assert found == [(name, reason)]
+
+
 def test_crash_lines_that_are_lost_are_found_by_the_headline(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
-        stats="== 2 failed in 1.00s ==",
-        summary_short=HEADER + "FAILED a.py::T::test_x[a b] - E: m\nFAILED b.py::test_y\n",
-        failures_short="== FAILURES SHORT STACK ==\n_____ T.test_x[a b] _____\n    x()\n\na.py:12: E\n"
+        stats="== 3 failed in 1.00s ==",
+        summary_short=HEADER
+        + "FAILED a.py::T::test_x[a b] - E: m\nFAILED b.py::test_y\nFAILED b.py::test_z - V: a l...\n",
+        failures_short="== FAILURES SHORT STACK ==\n"
+        "_____ T.test_x[a b] _____\nE   KeyError: 'cause'\n    x()\n\na.py:12: E\n"
         "_____ test_y _____\n>   y()\nE   ValueError: text\nE   more\n\nb.py:34: ValueError\n"
-        "----- Captured stdout call -----\nlib.py:99: not here\n",
+        "----- Captured stdout call -----\nlib.py:99: not here\n_____ test_z _____\nE   V: a lot\nb.py:5: V\n",
         every_outcome=True,
     )
-    assert [o.trace for o in report.outcomes] == ["(line 12)  E: m", "(line 34)  ValueError: text"]
-    assert [o.message for o in report.outcomes] == ["E: m", ""]
+    assert [o.trace for o in report.outcomes] == [
+        "(line 12)  E: m",
+        "(line 34)  ValueError: text",
+        "(line 5)  V: a lot",
+    ]
+    assert [o.message for o in report.outcomes] == ["E: m", "", "V: a l..."]
 
 
 def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..., TestReport]) -> None:
@@ -332,13 +377,32 @@ def test_a_report_in_a_folder_of_the_artifact_is_found(report_of: Callable[..., 
     assert report.problems == ()
 
 
-def test_a_traceback_that_was_cut_off_above_its_exception_says_nothing(report_of: Callable[..., TestReport]) -> None:
+def test_a_fixture_that_is_missing_is_named(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
         stats="== 1 error in 1.00s ==",
-        summary_short=HEADER + "ERROR tests/c.py",
-        errors="== ERRORS ==\n_____ ERROR collecting tests/c.py _____\n/lib/__init__.py:126: in import_module",
+        summary_short=HEADER + "ERROR t.py::test_a",
+        errors="== ERRORS ==\n_____ ERROR at setup of test_a _____\nfile /r/t.py, line 3\n  def test_a(nope):\n"
+        "E       fixture 'nope' not found\n>       available fixtures: cache\n\n/r/t.py:3\n",
     )
-    assert [(o.node_id, o.trace) for o in report.outcomes] == [("tests/c.py", "no message in the report")]
+    assert [o.trace for o in report.outcomes] == ["(line 3)  fixture 'nope' not found"]
+
+
+def test_a_traceback_that_may_be_of_two_tests_is_of_neither(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 2 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED a.py::t\nFAILED b.py::t - E: m\n",
+        failures_short="_____ t _____\nE   ValueError: whose\na.py:1: ValueError\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["no message in the report", "E: m"]
+
+
+def test_output_that_looks_like_a_crash_line_is_none(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="== 1 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED t.py::t - E: m",
+        failures_line="== FAILURES ==\nroot:WARNING: E: m\n t.py:1: E: m\n> t.py:2: E: m\n:9: E: m\n/r/t.py:3: E: m\n",
+    )
+    assert [o.trace for o in report.outcomes] == ["(line 3)  E: m"]
 
 
 def test_ghosts_are_known_by_the_headlines_when_there_are_no_crash_lines(report_of: Callable[..., TestReport]) -> None:
