@@ -109,9 +109,23 @@ def test_a_job_reports_its_beginning_and_its_end_with_what_failed(
     assert record["conclusion"] == "failure"
     assert [record[f"{name}_tests"] for name in ("passed", "failed", "skipped", "total")] == [1, 2, 1, 4]
     failed: list[dict[str, Any]] = json.loads(str(record["failed_tests_json"]))
-    assert [test["message"] for test in failed] == ["boom <b>", "no fixture"]
-    assert failed[0]["duration_seconds"] == 1234.5
-    assert record["artifact_url"] == "https://example.org/logs.zip"
+    assert failed == [
+        {
+            "name": "tests.test_a::test_bad",
+            "file": "tests/test_a.py",
+            "message": "boom <b>",
+            "stacktrace": "Traceback",
+            "duration_seconds": 1234.5,
+        },
+        {
+            "name": "tests.test_a::test_empty",
+            "file": "",
+            "message": "no fixture",
+            "stacktrace": "",
+            "duration_seconds": None,
+        },
+    ]
+    assert (record["artifact_url"], record["environment"]) == ("https://example.org/logs.zip", '{"driver": "1.2"}')
     assert record["workflow_run_url"] == "https://github.com/org/backend/actions/runs/1"
 
 
@@ -157,7 +171,7 @@ def test_names_in_several_lines_and_words_in_capitals_are_taken(job: dict[str, s
 
 
 def test_a_pytest_report_folder_says_what_failed(job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path):
-    (tmp_path / "stats.txt").write_text("=== 1 failed, 3 passed, 1 error in 2.00s ===\n")
+    (tmp_path / "stats.txt").write_text("=== 1 failed, 3 passed, 4 skipped, 1 error in 2.00s ===\n")
     (tmp_path / "summary_short.txt").write_text(
         "PASSED tests/test_a.py::test_ok\n"
         "FAILED tests/test_a.py::test_bad[a b] - ValueError: no\n"
@@ -167,9 +181,12 @@ def test_a_pytest_report_folder_says_what_failed(job: dict[str, str], relay: tup
     report(job, STATUS="completed", CONCLUSION="failure", FAILED_TESTS=str(tmp_path))
     record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
     assert record
-    assert record["failed_tests"] == 2
-    names = [test["name"] for test in json.loads(str(record["failed_tests_json"]))]
-    assert names == ["tests/test_a.py::test_bad[a b]", "tests/test_b.py"]
+    assert [record[f"{name}_tests"] for name in ("passed", "failed", "skipped", "total")] == [3, 2, 4, 9]
+    failed = json.loads(str(record["failed_tests_json"]))
+    assert [(test["name"], test["file"], test["message"]) for test in failed] == [
+        ("tests/test_a.py::test_bad[a b]", "tests/test_a.py", "ValueError: no"),
+        ("tests/test_b.py", "tests/test_b.py", ""),
+    ]
 
 
 def test_without_the_line_that_counts_them_tests_are_not_counted(
@@ -182,6 +199,16 @@ def test_without_the_line_that_counts_them_tests_are_not_counted(
     assert record
     assert "passed_tests" not in record
     assert "test_bad" in str(record["failed_tests_json"])
+
+
+def test_counts_that_are_given_are_believed(job: dict[str, str], relay: tuple[str, Relay], tmp_path: Path):
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    report(job, STATUS="in_progress")
+    given = {"FAILED_TESTS": str(tmp_path / "junit.xml"), "TEST_RESULTS": '{"passed": 10, "failed": 1, "skipped": 2}'}
+    report(job, STATUS="completed", CONCLUSION="failure", **given)
+    record = relay[1].store.record("org/backend/delivery-1/CI/test (py3.12)/101")
+    assert record
+    assert [record[f"{name}_tests"] for name in ("passed", "failed", "skipped", "total")] == [10, 1, 2, 13]
 
 
 def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay: tuple[str, Relay]):
@@ -208,6 +235,49 @@ def test_another_ci_system_needs_no_more_than_the_script_says(
     elsewhere = {"PATH": job["PATH"], "OOT_CALLBACK_URL": relay[0], "OOT_TOKEN": issuer.token("org/backend")}
     done = report(elsewhere, STATUS="in_progress", RUN_ID="42", JOB_NAME="gpu", DISPATCH=str(dispatch))
     assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
+    assert relay[1].store.record("org/backend/delivery-1/gpu/gpu/42-1")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"STATUS": "in_progress"}, "OOT_RUN_ID and OOT_JOB_NAME are needed"),
+        ({"STATUS": "in_progress", "RUN_ID": "42", "JOB_NAME": "gpu"}, "no dispatch: set OOT_DISPATCH"),
+        (
+            {"STATUS": "completed", "CONCLUSION": "success", "RUN_ID": "42", "JOB_NAME": "gpu", "NIGHTLY": "b" * 40},
+            "no identity: ",
+        ),
+    ],
+)
+def test_another_ci_system_is_told_what_it_did_not_say(job: dict[str, str], given: dict[str, str], says: str):
+    done = report({name: job[name] for name in ("PATH", "OOT_CALLBACK_URL")}, **given)
+    assert (done.returncode, done.stderr[: len(says)], done.stderr.count("\n")) == (0, says, 1)
+
+
+def test_buildkite_is_asked_for_its_names_and_its_token(
+    job: dict[str, str], relay: tuple[str, Relay], issuer: OidcServer, tmp_path: Path
+):
+    agent = tmp_path / "buildkite-agent"
+    asked = "oidc request-token --audience pytorch-cross-repo-ci-relay"
+    agent.write_text(f"#!/bin/sh\n[ \"$*\" = '{asked}' ] && echo {issuer.token('org/backend')}\n")
+    agent.chmod(0o755)
+    buildkite = {
+        "PATH": f"{tmp_path}:{job['PATH']}",
+        "BUILDKITE": "true",
+        "BUILDKITE_BUILD_ID": "0190-build",
+        "BUILDKITE_BUILD_URL": "https://buildkite.com/acme/ci/builds/1",
+        "BUILDKITE_JOB_ID": "0190-job",
+        "BUILDKITE_LABEL": ":linux: test",
+        "BUILDKITE_PIPELINE_SLUG": "ci",
+        "BUILDKITE_RETRY_COUNT": "1",
+        "OOT_CALLBACK_URL": relay[0],
+    }
+    done = report(buildkite, STATUS="in_progress", DISPATCH=job["GITHUB_EVENT_PATH"])
+    assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
+    record = relay[1].store.record("org/backend/delivery-1/ci/:linux: test/0190-job")
+    assert record
+    assert (record["run_id"], record["run_attempt"]) == ("0190-build", 2)
+    assert record["workflow_run_url"] == buildkite["BUILDKITE_BUILD_URL"]
 
 
 def test_a_run_in_which_everything_fails_is_cut_to_what_the_relay_takes(
@@ -239,6 +309,8 @@ def test_a_run_in_which_everything_fails_is_cut_to_what_the_relay_takes(
         ({"ENVIRONMENT": "{", "STATUS": "in_progress"}, "not JSON"),
         ({"DISPATCH": __file__}, "OOT_DISPATCH"),
         ({"DISPATCH": "LIST"}, "no delivery_id"),
+        ({"TIMEOUT": "soon"}, "OOT_TIMEOUT must be a number of seconds, not 'soon'"),
+        ({"TIMEOUT": "0"}, "OOT_TIMEOUT"),
     ],
 )
 def test_what_goes_wrong_fails_the_job_only_if_asked(
@@ -250,7 +322,8 @@ def test_what_goes_wrong_fails_the_job_only_if_asked(
     assert (quiet.returncode, says in quiet.stderr) == (0, True), quiet.stderr
     assert quiet.stderr.startswith("::warning::")
     assert quiet.stderr.count("\n") == 1
-    assert report(job, **{"STATUS": "in_progress", "FAIL_ON_ERROR": "true", **wrong}).returncode == 1
+    loud = report(job, **{"STATUS": "in_progress", "FAIL_ON_ERROR": "true", **wrong})
+    assert (loud.returncode, loud.stderr) == (1, quiet.stderr.replace("::warning::", "::error::"))
 
 
 class BusyRelay(Server):
@@ -265,6 +338,16 @@ def test_a_relay_that_is_down_for_a_moment_is_told_the_same_again(job: dict[str,
         assert json.loads(done.stdout)["status"] == "in_progress", done.stderr
         assert len({request.body for request in busy.requests}) == 1
         assert len(busy.requests) == 3
+
+
+def test_a_relay_that_says_no_is_not_asked_again(job: dict[str, str]):
+    with BusyRelay() as busy:
+        busy.fail("/github/callback", status=409)
+        assert (
+            "the relay answered 409"
+            in report(job, STATUS="in_progress", CALLBACK_URL=f"{busy.url}/github/callback").stderr
+        )
+        assert len(busy.requests) == 1
 
 
 def test_what_is_sent_is_json_whatever_a_report_calls_a_time(job: dict[str, str], tmp_path: Path):

@@ -99,6 +99,12 @@ def test_a_file_without_a_word_is_a_start_up_error_that_says_what_to_write(tmp_p
         AllowlistCache(str(tmp_path / "allowlist.yml"), 60)
 
 
+def test_a_file_that_is_too_large_to_be_one_is_refused(tmp_path: Path):
+    (tmp_path / "allowlist.yml").write_text("#" * 1_000_001)
+    with pytest.raises(AllowlistError, match=r"allowlist\.yml: larger than 1000000 bytes"):
+        read_allowlist(str(tmp_path / "allowlist.yml"))
+
+
 def test_without_a_location_nobody_is_on_it():
     assert len(AllowlistCache("", 60).current()) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,17 +86,22 @@ def test_what_does_not_follow_is_refused(
     assert reason in refused.detail
 
 
-def test_a_pull_request_that_was_not_stated_at_first_cannot_be_slipped_in_later():
+ANOTHER = [{"pr_number": 8}, {"head_sha": "def"}]
+
+
+@pytest.mark.parametrize("another", ANOTHER)
+def test_what_was_not_stated_at_first_cannot_be_slipped_in_later(another: dict[str, Any]):
     begun = after(replace(IN_PROGRESS, pr_number=None, head_sha=""))
-    with pytest.raises(Refused, match="pull request 8"):
-        decide(replace(COMPLETED, pr_number=8), DISPATCH, begun, 1020.0)
+    with pytest.raises(Refused, match="not the one that was dispatched"):
+        decide(replace(COMPLETED, **another), DISPATCH, begun, 1020.0)
 
 
-def test_a_dispatch_by_hand_takes_the_pull_request_from_the_first_callback():
+@pytest.mark.parametrize("another", ANOTHER)
+def test_a_dispatch_by_hand_takes_pull_request_and_commit_from_the_first_callback(another: dict[str, Any]):
     by_hand = Dispatch("delivery-1", "org/backend", 1000.0)
     begun = after(IN_PROGRESS, dispatch=by_hand)
-    with pytest.raises(Refused, match="pull request 8"):
-        decide(replace(COMPLETED, pr_number=8), by_hand, begun, 1020.0)
+    with pytest.raises(Refused, match="not the one that was dispatched"):
+        decide(replace(COMPLETED, **another), by_hand, begun, 1020.0)
     assert decide(COMPLETED, by_hand, begun, 1020.0)
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ci_pipeline.oot import Refused
+from ci_pipeline.oot.lifecycle import Step
 from ci_pipeline.oot.payload import Callback, CiMetrics, Trusted, cut, read_callback, read_results
-from ci_pipeline.oot.record import FIELDS, Record, flatten, step
+from ci_pipeline.oot.record import FIELDS, Record, began_at, flatten, step
 from ci_pipeline_tests.oot.conftest import ABSENT, callback
 
 TRUSTED = Trusted(verified_repo="org/backend", downstream_repo_level="L2")
@@ -210,6 +211,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"workflow__environment": {"x": [float("nan")]}}, "workflow.environment"),
     ({"payload__pull_request": {"number": "x"}}, "payload.pull_request.number"),
     ({"payload__pull_request": {"number": -1}}, "payload.pull_request.number"),
+    ({"payload__pull_request": {"number": True}}, "payload.pull_request.number"),
     ({"payload__pull_request": {"number": 2**63}}, "payload.pull_request.number"),
     ({"event_type": "nightly"}, "workflow.status"),
     ({"status": "completed", "event_type": "nightly"}, "payload.pull_request"),
@@ -319,17 +321,32 @@ def test_no_body_breaks_the_reader_and_every_record_keeps_its_types(changes: dic
         json.dumps(fields).encode()
 
 
+@pytest.mark.parametrize(
+    ("said", "began"),
+    [
+        ({"started_at": "2026-04-28T10:00:00Z", "completed_at": "2026-04-28T10:30:00Z"}, "2026-04-28T10:00:00Z"),
+        ({"completed_at": "2026-04-28T10:30:00Z"}, "2026-04-28T10:30:00Z"),
+        ({}, "1970-01-01T00:16:40+00:00"),
+    ],
+)
+def test_a_job_began_when_it_says_else_when_it_ended_else_when_it_was_heard_of(said: Record, began: str):
+    assert began_at(said, 1000.0) == began
+
+
 # --- what makes two callbacks the same -------------------------------------------------------------------------------
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    first, second = (step(read(body), record(body)) for body in (one, other))
-    return (first.job, first.digest) == (second.job, second.digest)
+def told(body: dict[str, Any], trusted: Trusted = TRUSTED) -> Step:
+    return step(read(body), record(body, trusted))
 
 
-def test_the_same_content_is_the_same_story_however_it_is_spelled():
-    assert same(callback(), callback(workflow__run_id=1, unknown="x"))
-    assert same(callback(), dict(reversed(callback().items())))
+@pytest.mark.parametrize("body", [callback(workflow__run_id=1, unknown="x"), dict(reversed(callback().items()))])
+def test_the_same_content_is_the_same_story_however_it_is_spelled(body: dict[str, Any]):
+    assert told(body) == told(callback())
+
+
+def test_a_retry_is_the_same_story_though_the_level_changed_meanwhile():
+    assert told(callback(), Trusted(verified_repo="org/backend", downstream_repo_level="L4")) == told(callback())
 
 
 @pytest.mark.parametrize(
@@ -339,6 +356,17 @@ def test_the_same_content_is_the_same_story_however_it_is_spelled():
         {"workflow__test_results": {"passed": 1}},
         {"workflow__artifact_url": "https://a.example/x"},
         {"workflow__completed_at": "2026-04-28T11:00:00Z"},
+    ],
+)
+def test_other_content_is_another_story_of_the_same_job(changes: dict[str, Any]):
+    one, other = told(callback("completed")), told(callback("completed", **changes))
+    assert one.job == other.job
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"workflow__run_attempt": "2"},
         {"workflow__check_run_id": "102"},
         {"workflow__job_name": "other"},
@@ -346,8 +374,12 @@ def test_the_same_content_is_the_same_story_however_it_is_spelled():
         {"delivery_id": "delivery-2"},
     ],
 )
-def test_other_content_is_another_story(changes: dict[str, Any]):
-    assert not same(callback("completed"), callback("completed", **changes))
+def test_another_execution_is_another_job(changes: dict[str, Any]):
+    assert told(callback()).job != told(callback(**changes)).job
+
+
+def test_the_job_of_another_repository_is_another_job():
+    assert told(callback()).job != told(callback(), Trusted(verified_repo="org/other")).job
 
 
 # --- relay → HUD -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from starlette.types import Message
 
 from ci_pipeline.hud.app import create_server
@@ -452,11 +453,19 @@ def test_what_is_wrong_is_said_before_a_server_starts(tmp_path: Path):
         create_relay(settings, "org/upstream")
 
 
-def test_a_hud_elsewhere_needs_a_disk_for_what_it_is_owed(settings: OotSettings):
-    changed = settings.model_copy(update={"hud_url": "http://127.0.0.1:9", "oot_store": "dynamodb://us-east-1/x"})
-    with pytest.raises(SettingsError, match="CI_PIPELINE_HUD_URL"):  # noqa: SIM117
-        with TestClient(create_relay(changed, "org/upstream")):
-            pass
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"oot_store": "dynamodb://us-east-1/x"}, "CI_PIPELINE_HUD_URL"),
+        ({"relay_token_list": SecretStr(" , ")}, "CI_PIPELINE_RELAY_TOKENS"),
+    ],
+)
+def test_a_hud_elsewhere_needs_a_disk_for_what_it_is_owed_and_a_token(
+    settings: OotSettings, changes: dict[str, Any], variable: str
+):
+    changed = settings.model_copy(update={"hud_url": "http://127.0.0.1:9", **changes})
+    with pytest.raises(SettingsError, match=f"^{variable}: "):
+        create_relay(changed, "org/upstream")
 
 
 def test_a_closed_store_is_unavailable(client: TestClient):

@@ -336,6 +336,14 @@ def test_the_cursor_stays_behind_what_has_arrived(
         assert len(rows(client)) == 4
 
 
+def test_what_arrived_has_arrived_though_its_hours_cannot_be_counted(store: Store, warehouse: Client) -> None:
+    store.write(record()).result()
+    warehouse.command("RENAME TABLE oot_backend_hour TO elsewhere")
+    done = replicate(store, warehouse, "")
+    assert (done.rows, rows(warehouse)) == (1, [(KEY, "in_progress")])
+    assert replicate(store, warehouse, done.cursor).rows == 0
+
+
 def test_a_store_that_does_not_answer_is_reported(warehouse: Client, tmp_path: Path) -> None:
 
     with pytest.raises(StoreUnavailable):

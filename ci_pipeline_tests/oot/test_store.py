@@ -374,6 +374,15 @@ def test_the_state_of_a_job_expires(tmp_path: Path):
     store.close()
 
 
+def test_state_that_expired_is_not_kept(tmp_path: Path):
+    with closing(SqliteStore(tmp_path / "oot.sqlite", state_days=0.1 / 86400)) as store:
+        store.register_dispatch(DISPATCH).result()
+    time.sleep(0.15)
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        store.write(record()).result()
+        assert store._query("SELECT key FROM lifecycle") == []  # pyright: ignore[reportPrivateUsage]
+
+
 def test_requests_that_left_the_window_are_not_kept(tmp_path: Path):
     store = SqliteStore(tmp_path / "oot.sqlite")
     counted = [store.count_request("org/backend", 1_000_000, 1000.0 + n) for n in range(2000)]
