@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ FILES = {
     "new_failures.json",
     "new_failures.txt",
 }
+
+
+DATASET = "https://huggingface.co/datasets/bench/daily_ci"
 
 
 class Step:
@@ -77,7 +81,9 @@ def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Step]:
         yield made
 
 
-def test_the_report_and_its_replies_are_posted_and_its_files_uploaded(step: Step) -> None:
+def test_the_report_and_its_replies_are_posted_and_its_files_uploaded(
+    step: Step, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert step.run() == 0
     main, *replies = step.services.messages
     assert main["channel"] == "#bench"
@@ -85,7 +91,12 @@ def test_the_report_and_its_replies_are_posted_and_its_files_uploaded(step: Step
     assert f"commit: {SHA}" in step.texts[1]
     assert len(replies) == 6
     assert all(reply["thread_ts"] for reply in replies)
-    assert set(step.services.files) == {f"2026-02-03/ci_results_{JOB}/{name}" for name in FILES}
+    folder = f"2026-02-03/ci_results_{JOB}"
+    assert set(step.services.files) == {f"{folder}/{name}" for name in FILES}
+    assert re.search(rf"{DATASET}/raw/[0-9a-f]{{40}}/{folder}/new_failures\.json", json.dumps(main))
+    said = capsys.readouterr().out
+    assert f"5 files are in {DATASET}/tree/main/{folder}\n" in said
+    assert "Posted to #bench: the report and 6 of 6 replies\n" in said
 
 
 def test_what_is_uploaded_is_left_in_the_working_directory(step: Step) -> None:
@@ -215,6 +226,21 @@ def test_a_reply_that_slack_refuses_does_not_cost_the_others(
     assert caplog.text.count("restricted_action") == 3
 
 
+def test_when_slack_goes_away_the_command_fails_and_says_how_much_is_missing(
+    step: Step, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handle, sleep = step.services.handle, time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+
+    def answer(request: Request) -> Response:
+        gone = len(step.services.messages) == 3 and request.path.startswith("/api/chat")
+        return Response(503) if gone else handle(request)
+
+    monkeypatch.setattr(step.services, "handle", answer)
+    assert step.run() == 1
+    assert "the report is out, 4 of 6 replies are not: Slack is not available" in capsys.readouterr().err
+
+
 def test_when_github_answers_nothing_the_artifacts_are_reported(step: Step) -> None:
     step.services.fail(r"^/repos/", status=403, body={"message": "no"}, times=1000)
     assert step.run() == 0
@@ -223,6 +249,26 @@ def test_when_github_answers_nothing_the_artifacts_are_reported(step: Step) -> N
     assert "There were" in summary
     assert len(step.services.messages) == 7
     assert any(text.startswith("*New failures are not known*") for text in step.texts)
+
+
+def test_without_the_id_of_the_run_the_artifacts_are_reported(step: Step) -> None:
+    step.setenv(GITHUB_RUN_ID=None)
+    assert step.run() == 0
+    assert step.texts[2].startswith("[INCOMPLETE] job links are not known: GITHUB_RUN_ID is not set\nThere were")
+    assert "/actions/runs/" not in json.dumps(step.services.messages[0]["blocks"][:3])
+    assert len(step.services.messages) == 7
+
+
+def test_a_workflow_that_asks_for_it_has_the_diff_of_all_results(step: Step) -> None:
+    workflow = "self-scheduled-amd-mi325-caller.yml"
+    step.setenv(
+        GITHUB_WORKFLOW_REF=f"{REPOSITORY}/.github/workflows/{workflow}@main", PREV_WORKFLOW_RUN_ID=str(EARLIER)
+    )
+    assert step.run() == 0
+    assert step.uploaded == {*FILES, "test_results_diff.json"}
+    main = json.dumps(step.services.messages[0])
+    assert re.search(rf"{DATASET}/resolve/[0-9a-f]{{40}}/[^\"]*/test_results_diff\.json", main)
+    assert "*Test results diff*\n\n(compared to previous run: " in "".join(step.texts)
 
 
 def test_another_run_that_cannot_be_had_leaves_open_only_what_is_unique_to_this_one(step: Step) -> None:
@@ -240,6 +286,12 @@ def test_a_failed_setup_is_reported_instead(step: Step) -> None:
     assert step.texts[2] == "[FAIL] Setup job failed. Tests are not run."
     assert len(step.services.messages) == 1
     assert not step.services.files
+
+
+def test_a_setup_that_was_not_needed_has_not_failed(step: Step) -> None:
+    step.setenv(SETUP_STATUS="skipped")
+    assert step.run() == 0
+    assert len(step.services.messages) == 7
 
 
 @pytest.fixture
@@ -327,6 +379,33 @@ def test_the_title_leads_to_the_pull_request_that_was_merged(green: Step, title:
     green.setenv(CI_TITLE=title, CI_SHA="abc")
     assert green.run() == 0
     assert green.texts[1] == f"<https://github.com/huggingface/transformers/{page}>"
+
+
+@pytest.mark.parametrize(
+    ("title", "asked", "answer", "people"),
+    [
+        (
+            "Fix (#42)",
+            "pulls/42",
+            {"user": {"login": "ann"}, "merged_by": {"login": "b<b"}},
+            "GH_ann | Merged by: GH_b&lt;b",
+        ),
+        ("Fix (#42)", "pulls/42", {"user": {"login": "ann"}, "merged_by": None}, "GH_ann"),
+        ("Fix", "commits/abc", {"author": {"login": "ann"}}, "GH_ann"),
+    ],
+)
+def test_the_title_names_who_wrote_it_and_who_merged_it(
+    green: Step, monkeypatch: pytest.MonkeyPatch, title: str, asked: str, answer: dict[str, Any], people: str
+) -> None:
+    handle = green.services.handle
+    monkeypatch.setattr(
+        green.services,
+        "handle",
+        lambda request: Response(200, answer) if request.path.endswith(f"/{asked}") else handle(request),
+    )
+    green.setenv(CI_TITLE=title, CI_SHA="abc")
+    assert green.run() == 0
+    assert green.texts[1].splitlines()[1:] == [f"Author: {people}"]
 
 
 def test_a_run_id_that_is_none_is_not_believed(

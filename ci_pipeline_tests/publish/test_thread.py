@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ci_pipeline.model import CiRun
-from ci_pipeline.publish.ledger import Ledger
+from ci_pipeline.publish.ledger import Delivered, Ledger
 from ci_pipeline.publish.outbox import SlackOutbox
 from ci_pipeline.publish.slack import SlackClient, SlackRefused
 from ci_pipeline.publish.thread import Slack, SlackFile, SlackMessage, SlackThread, deliver, deliver_pending
@@ -78,17 +79,18 @@ def test_processed_again_the_thread_is_edited(either: Slack, ledger: Ledger, run
 def test_a_later_attempt_edits_the_message_and_an_earlier_one_does_not(either: Slack, ledger: Ledger, run: CiRun):
     second = replace(run, run_attempt=2)
     deliver(THREAD, run, "run_models_gpu", "#ci", slack=either, ledger=ledger)
-    deliver(SlackThread(message("main", "green")), second, "run_models_gpu", "#ci", slack=either, ledger=ledger)
+    green = SlackThread(message("main", "green"))
+    newest = deliver(green, second, "run_models_gpu", "#ci", slack=either, ledger=ledger)
     late = deliver(THREAD, run, "run_models_gpu", "#ci", slack=either, ledger=ledger)
-    assert late.where == "superseded"
+    assert late == Delivered("superseded", newest.url, "attempt 2 of the CI run is already reported")
     assert texts(either) == ["green"]
 
 
 def test_an_earlier_attempt_does_not_replace_a_later_one_that_is_still_kept(either: Slack, ledger: Ledger, run: CiRun):
-    deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger)
     later = SlackThread(message("main", "green"))
     deliver(later, replace(run, run_attempt=2), "models", "#ci", slack=either, ledger=ledger, down="HTTP 503")
-    assert deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger).where == "superseded"
+    superseded = deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger)
+    assert (superseded.where, superseded.url) == ("superseded", "")
     assert [d.where for d in deliver_pending(slack=either, ledger=ledger)] == [either.where]
     assert texts(either) == ["green"]
 
@@ -146,7 +148,8 @@ def test_while_slack_is_down_threads_are_kept_and_go_out_later_in_order_and_once
         kept = deliver(thread, replace(run, run_id=run_id), "models", "#ci", slack=slack, ledger=ledger)
         assert kept.where == "pending"
         assert "503" in kept.detail
-    assert [d.where for d in deliver_pending(slack=slack, ledger=ledger)] == ["pending"]
+    [pending] = deliver_pending(slack=slack, ledger=ledger)
+    assert (pending.where, "503" in pending.detail) == ("pending", True)
 
     slack_server.faults.clear()
     assert [d.where for d in deliver_pending(slack=slack, ledger=ledger)] == ["slack"] * 3
@@ -166,8 +169,9 @@ def test_a_thread_that_comes_while_slack_is_known_to_be_down_is_kept_unasked(
 
 
 @pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("processed_again", [True, False])
 def test_slack_going_down_in_the_middle_of_a_thread_costs_nothing(
-    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun, processed_again: bool
 ):
     slack.post("#ci", "somebody else's message", [])
     deliver(SlackThread(THREAD.main), run, "models", "#ci", slack=slack, ledger=ledger)
@@ -175,7 +179,11 @@ def test_slack_going_down_in_the_middle_of_a_thread_costs_nothing(
     slack_server.fail("conversations.replies", status=500, times=100)
     assert deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger).where == "pending"
     slack_server.faults.clear()
-    assert deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger).detail == "#ci: 2 posted"
+    if processed_again:
+        delivered = deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    else:
+        [delivered] = deliver_pending(slack=slack, ledger=ledger)
+    assert delivered.detail == "#ci: 2 posted"
     assert texts(slack)[1:] == ["2 failures", "about models_bert", "about models_vit", "failures.txt"]
 
 
@@ -185,10 +193,36 @@ def test_what_slack_refuses_is_kept_until_a_person_has_mended_it(
     with pytest.raises(SlackRefused, match="#new: channel_not_found"):
         deliver(THREAD, run, "models", "#new", slack=slack, ledger=ledger)
     deliver(THREAD, run, "other", "#ci", slack=slack, ledger=ledger)
-    assert [d.where for d in deliver_pending(slack=slack, ledger=ledger)] == ["pending"]
+    [pending] = deliver_pending(slack=slack, ledger=ledger)
+    assert (pending.where, "channel_not_found" in pending.detail) == ("pending", True)
     slack_server.ids["new"], slack_server.posted["C00000009"] = "C00000009", []
     assert [d.where for d in deliver_pending(slack=slack, ledger=ledger)] == ["slack"]
     assert len(slack_server.channel("new")) == 4
+
+
+def test_a_channel_that_was_renamed_keeps_its_threads(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    slack_server.ids["renamed"] = slack_server.ids.pop("ci")
+    changed = replace(THREAD, main=message("main", "3 failures"))
+    later = SlackClient("xoxb-test", slack_server.api_url)
+    assert deliver(changed, run, "models", "#ci", slack=later, ledger=ledger).detail == "#ci: 1 edited"
+    assert slack_server.channel("renamed")[0]["text"] == "3 failures"
+
+
+def test_what_several_processes_find_is_delivered_by_one(slack_server: SlackServer, ledger: Ledger, run: CiRun):
+    def client() -> SlackClient:
+        return SlackClient("xoxb-test", slack_server.api_url)
+
+    deliver(THREAD, run, "models", "#ci", slack=client(), ledger=ledger, down="HTTP 503")
+    slack_server.fail("chat.postMessage", delay=0.3)
+    with ThreadPoolExecutor(3) as pool:
+        again = pool.submit(deliver, THREAD, run, "models", "#ci", slack=client(), ledger=ledger)
+        found = [pool.submit(deliver_pending, slack=client(), ledger=ledger) for _ in range(2)]
+        assert again.result().where == "slack"
+        assert sum(len(each.result()) for each in found) <= 1
+    assert len(slack_server.channel()) == 4
 
 
 def test_what_went_to_the_outbox_goes_to_slack_once_there_is_a_token(
