@@ -162,7 +162,7 @@ def _message(summary: bytes, entry: Entry, end: int) -> str:
 def _named(names: Sequence[bytes], counted: int | None, end: int) -> list[Entry]:
     """The tests that only the headlines of their tracebacks name, where the summary is lost."""
     names = [name for name in names if not name.startswith(b"_ ")]
-    return [Entry(end, name, b"", end) for name in names] if counted in (None, len(names)) else []
+    return [Entry(end, name, b"", end) for name in names] if counted is None or len(names) <= counted else []
 
 
 def _others(summary: bytes, counts: Counts | None, seconds: Mapping[str, float]) -> Iterator[TestOutcome]:

@@ -230,6 +230,7 @@ def test_an_entry_without_a_place_does_not_shift_the_traces_of_others(report_of:
         failures_line="== FAILURES ==\nplain text, pytrace off\nsecond line\n/r/t.py:22: K: b\n/r/t.py:33: V: c\n",
     )
     assert [o.trace for o in report.outcomes] == ["E: m", "(line 22)  K: b", "(line 33)  V: c"]
+    assert {o.message for o in report.outcomes} == {""}
 
 
 @pytest.mark.parametrize(
@@ -307,11 +308,23 @@ def test_a_test_took_its_setup_its_call_and_its_teardown(report_of: Callable[...
     assert [(o.node_id, o.seconds) for o in report.outcomes] == [("t.py::t", 2.0), ("t.py::quick", None)]
 
 
-@pytest.mark.parametrize("word", ["PASSED", "SKIPPED", "XFAIL", "XPASS", "RERUN"])
+@pytest.mark.parametrize("word", ["ERROR", "PASSED", "SKIPPED", "XFAIL", "XPASS", "RERUN"])
 def test_a_message_ends_where_the_next_test_is_named(report_of: Callable[..., TestReport], word: str) -> None:
     summary = f"{HEADER}FAILED t.py::t - E: m\nmore\n{word} t.py::u\nFAILED t.py::v - E: n\n"
-    report = report_of(stats="== 2 failed in 1.00s ==", summary_short=summary, every_outcome=True)
+    stats = f"== 2 failed, 1 {word.lower()} in 1.00s =="
+    report = report_of(stats=stats, summary_short=summary, every_outcome=True)
     assert [o.message for o in report.outcomes if o.outcome == "failed"] == ["E: m\nmore", "E: n"]
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"), [("PASSED", "passed"), ("XFAIL", "xfailed"), ("XPASS", "xpassed"), ("RERUN", "rerun")]
+)
+def test_no_message_adds_a_test_that_did_not_fail(
+    report_of: Callable[..., TestReport], word: str, outcome: str
+) -> None:
+    summary = f"{HEADER}{word} t.py::a\nFAILED t.py::t - E: log\n{word} t.py::ghost\n"
+    report = report_of(stats=f"= 1 failed, 1 {outcome} in 1.00s =", summary_short=summary, every_outcome=True)
+    assert [o.node_id for o in report.outcomes if o.outcome == outcome] == ["t.py::a"]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +381,16 @@ def test_a_lost_summary_leaves_the_names_in_the_headlines(report_of: Callable[..
         "summary_short.txt is missing; pytest counted 2 failed, summary_short.txt lists 0; "
         "pytest counted 1 error, summary_short.txt lists 0"
     )
+
+
+@pytest.mark.parametrize(("counted", "named"), [(1, []), (2, ["t", "u"]), (3, ["t", "u"])])
+def test_a_lost_summary_leaves_no_more_names_than_pytest_counted(
+    report_of: Callable[..., TestReport], counted: int, named: list[str]
+) -> None:
+    tracebacks = "_____ t _____\na.py:1: E\n_____ u _____\na.py:2: E\n"
+    report = report_of(stats=f"== {counted} failed in 1.00s ==", failures_long=tracebacks)
+    assert [o.node_id for o in report.outcomes] == named
+    assert report.problems
 
 
 def test_a_report_in_a_folder_of_the_artifact_is_found(report_of: Callable[..., TestReport]) -> None:
@@ -511,12 +534,31 @@ def test_colours_carriage_returns_and_bytes_of_no_encoding_do_no_harm(report_of:
         summary_short=b"\x1b[36m== short test summary info ==\x1b[0m\r\n"
         b"\x1b[31mFAILED\x1b[0m t.py::\x1b[1mtest_a\x1b[0m - E: caf\xe9\r\n",
         failures_line=b"== FAILURES ==\r\n\x1b[1m\x1b[31mt.py\x1b[0m:3: E: caf\xe9\r\n",
+        captured_info=b"caf\xe9",
         every_outcome=True,
     )
+    assert report.captured_info == "caf\ufffd"
     assert report.counts == Counts(3, 1, seconds=2.04)
     assert [(o.node_id, o.message, o.trace) for o in report.outcomes] == [
         ("t.py::test_a", "E: caf\ufffd", "(line 3)  E: caf\ufffd")
     ]
+
+
+def test_names_of_no_encoding_are_read(report_of: Callable[..., TestReport]) -> None:
+    report = report_of(
+        stats="= 1 failed, 1 passed, 1 skipped, 1 xfailed in 1.00s =",
+        summary_short=HEADER.encode()
+        + b"PASSED t.py::\xe9\nSKIPPED [1] \xe9.py:3: \xe9\nXFAIL t.py::\xe9x - \xe9\nFAILED t.py::\xe9f - \xe9\n",
+        durations=b"0.50s call     t.py::\xe9\n0.25s call     t.py::\xe9x",
+        every_outcome=True,
+    )
+    assert [(o.node_id, o.message, o.seconds) for o in report.outcomes] == [
+        ("t.py::\ufffd", "", 0.5),
+        ("t.py::\ufffdx", "\ufffd", 0.25),
+        ("\ufffd.py:3", "\ufffd", None),
+        ("t.py::\ufffdf", "\ufffd", None),
+    ]
+    assert report.outcomes[-1].trace == "\ufffd"
 
 
 NO_TOTALS = "pytest was killed, or its totals were lost"
@@ -529,15 +571,21 @@ NO_TOTALS = "pytest was killed, or its totals were lost"
         ({"dummy.txt": "dummy"}, "the artifact holds no report: the job was killed, or its report was lost"),
         ({"summary_short.txt": HEADER}, f"{NO_TOTALS}: stats.txt is missing"),
         ({"stats.txt": "", "summary_short.txt": HEADER}, f"{NO_TOTALS}: stats.txt is empty"),
+        ({"stats.txt": " \n", "summary_short.txt": HEADER}, f"{NO_TOTALS}: stats.txt is empty"),
         (
             {"stats.txt": "=== 3 fai", "summary_short.txt": HEADER},
             f"{NO_TOTALS}: stats.txt has no closing line of pytest",
         ),
+        ({"summary_short.txt": ""}, f"{NO_TOTALS}: stats.txt is missing; summary_short.txt is empty"),
         ({"stats.txt": "= 3 passed in 1.00s ="}, "summary_short.txt is missing"),
         ({"stats.txt": "= 3 passed in 1.00s =", "summary_short.txt": ""}, "summary_short.txt is empty"),
         (
             {"stats.txt": "= 2 failed in 1.00s =", "summary_short.txt": HEADER + "FAILED t.py::t - E"},
             "pytest counted 2 failed, summary_short.txt lists 1",
+        ),
+        (
+            {"stats.txt": "= 2 errors in 1.00s =", "summary_short.txt": HEADER + "ERROR t.py::t - E"},
+            "pytest counted 2 errors, summary_short.txt lists 1",
         ),
     ],
 )
@@ -570,6 +618,14 @@ def test_a_directory_among_the_files_costs_no_failing_test(
     report = report_of(**files)
     assert len(report.outcomes) == 1
     assert f"{name}.txt cannot be read: Is a directory" in report.problems[0].reason
+
+
+def test_a_directory_in_place_of_the_summary_of_passed_tests_is_a_problem(
+    report_of: Callable[..., TestReport], tmp_path: Path
+) -> None:
+    (tmp_path / "summary_short.txt").mkdir()
+    report = report_of(stats="= 3 passed in 1.00s =")
+    assert [problem.reason for problem in report.problems] == ["summary_short.txt is no file"]
 
 
 def test_an_artifact_that_is_no_folder_is_a_problem(tmp_path: Path) -> None:
