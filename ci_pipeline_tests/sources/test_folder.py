@@ -335,11 +335,11 @@ def test_the_default_source_is_an_inbox_in_the_home_folder(tmp_path):
     assert [run.repository for run in source.runs_after(None).runs] == ["huggingface/transformers"]
 
 
-def test_github_is_a_source(tmp_path):
-    from ci_pipeline.sources.github import GitHubSource
-
-    settings = load_settings(CI_PIPELINE_SOURCE="github")
-    assert isinstance(open_source(settings, load_profile("transformers")), GitHubSource)
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_the_settings_say_when_a_run_is_quiet(tmp_path, seconds):
+    put_run(tmp_path, "12", success=False)
+    settings = load_settings(CI_PIPELINE_SOURCE=f"folder:{tmp_path}", CI_PIPELINE_QUIET_SECONDS=str(seconds))
+    assert len(open_source(settings, load_profile("transformers")).runs_after(None).runs) == (not seconds)
 
 
 @pytest.mark.parametrize("uri", ["ftp://x", "folder:", "s3://", "s3:x", "github:x", "inbox"])

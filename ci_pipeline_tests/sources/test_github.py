@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ci_pipeline.model import Problem
-from ci_pipeline.sources import Source, SourceError, cursor_at
+from ci_pipeline.profile import load_profile
+from ci_pipeline.settings import load_settings
+from ci_pipeline.sources import Source, SourceError, cursor_at, open_source
 from ci_pipeline.sources.archives import ArtifactRefused
 from ci_pipeline.sources.github import PAGES, PARALLEL, GitHubSource, RateLimited
 from ci_pipeline.sources.raw_store import load
@@ -48,6 +50,22 @@ AT_THE_START = cursor_at(datetime(2025, 10, 31, tzinfo=UTC))
 def test_it_is_a_source(source):
     checked: Source = source
     assert checked
+
+
+def test_the_settings_and_the_profile_say_what_is_asked(github):
+    settings = load_settings(
+        CI_PIPELINE_SOURCE="github", GITHUB_API_URL=f"{github.url}/", ACCESS_REPO_INFO_TOKEN="a-token"
+    )
+    profile = load_profile("transformers").model_copy(update={"repository": REPOSITORY})
+    open_source(settings, profile).runs_after(None)
+    assert [path.split("/")[-2] for path in paths(github)] == [
+        str(workflow.id or Path(workflow.path).name) for workflow in profile.workflows
+    ]
+    assert github.requests[0].headers["authorization"] == "token a-token"
+    github.fail(status=500, times=9)
+    with pytest.raises(SourceError, match="500"):
+        open_source(settings, profile, once=True).run(5)
+    assert len(github.requests) == len(profile.workflows) + 1
 
 
 def test_a_run_is_read(github, source):

@@ -71,6 +71,11 @@ def test_a_run_without_an_id_is_no_run(payload):
         run_from(payload)
 
 
+@pytest.mark.parametrize("value", [None, True, -1, "²", "9" * 5000, float("inf"), float("nan"), 2**63, [7]], ids=repr)
+def test_a_number_that_is_none_is_0(value):
+    assert run_from({"id": 1, "run_number": value}).run_number == 0
+
+
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00Z", "", "yesterday", None, 5, "9999-12-31T23:59:59-12:00"])
 def test_a_time_that_is_none_is_none(text):
     assert time_from(text) is None

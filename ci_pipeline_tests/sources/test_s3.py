@@ -1,7 +1,9 @@
 import time
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.config import Config
 
 from ci_pipeline.profile import load_profile
 from ci_pipeline.settings import load_settings
@@ -60,6 +62,26 @@ def test_a_run_without_success_is_complete_when_it_is_quiet(s3, tmp_path):
     assert source.runs_after(page.cursor).runs == ()
 
 
+def test_artifacts_may_lie_beside_run_json_in_a_bucket_without_a_prefix(s3, tmp_path):
+    for key in ("12/_SUCCESS", "12/report/stats.txt", "12/more.zip", ".new/13/x", "_old/_SUCCESS"):
+        s3.put_object(Bucket=s3.bucket, Key=key, Body=zip_of({"x": ""}))
+    source = S3Source(f"s3://{s3.bucket}", client=s3)
+    [run] = source.runs_after(None).runs
+    assert source.fetch(run, tmp_path / "run").artifact_names == ("more", "report")
+
+
+def test_what_consoles_and_uploads_leave_in_a_bucket_is_no_part_of_a_run(s3, tmp_path):
+    put_run(tmp_path, "12", success=False, artifacts={"a": {"x": "unpacked"}, "a.zip": {"x": "packed"}})
+    upload(s3, tmp_path, "ci/runs")
+    for key in ("_SUCCESS.part", "artifacts/", "artifacts/a/"):
+        s3.put_object(Bucket=s3.bucket, Key=f"ci/runs/12/{key}", Body=b"")
+    assert source_of(s3).runs_after(None).runs == ()
+    source = source_of(s3, quiet_seconds=0)
+    fetched = source.fetch(source.run(12), tmp_path / "run")
+    assert (fetched.artifact_names, fetched.problems) == (("a",), ())
+    assert (tmp_path / "run/artifacts/a/x").read_text() == "unpacked"
+
+
 def test_only_wanted_artifacts_are_downloaded(s3, tmp_path):
     put_run(tmp_path, "12", artifacts={"a": {"x": ""}, "b": {"x": ""}})
     upload(s3, tmp_path, "ci/runs")
@@ -85,9 +107,16 @@ def test_a_bucket_that_is_not_there_is_an_error_and_not_an_empty_page(s3):
         source.runs_after(None)
 
 
+def test_an_s3_that_does_not_answer_is_an_error_and_not_an_empty_page():
+    once = Config(retries={"max_attempts": 0})
+    nobody = boto3.client("s3", endpoint_url="http://127.0.0.1:9", config=once)
+    with pytest.raises(SourceError, match=r"s3://ci/runs: .*127\.0\.0\.1:9"):
+        S3Source("s3://ci/runs", client=nobody).runs_after(None)
+
+
 def test_the_environment_says_where_s3_is(s3, tmp_path):
-    put_run(tmp_path, "12")
+    put_run(tmp_path, "12", success=False)
     upload(s3, tmp_path, "ci")
-    settings = load_settings(CI_PIPELINE_SOURCE=f"s3://{s3.bucket}/ci")
+    settings = load_settings(CI_PIPELINE_SOURCE=f"s3://{s3.bucket}/ci", CI_PIPELINE_QUIET_SECONDS="0")
     source = open_source(settings, load_profile("transformers"))
     assert [run.key for run in source.runs_after(None).runs] == ["12-1"]
