@@ -283,8 +283,16 @@ def send(url, message, timeout):
     return post(request, end)
 
 
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A POST that goes elsewhere goes on as a GET: a login page would take it, and nobody would have been told."""
+
+    def redirect_request(self, *_):
+        return None
+
+
 def post(request, end):
-    with urllib.request.urlopen(request, timeout=max(0.1, end - time.monotonic())) as answer:
+    relay = urllib.request.build_opener(NoRedirect)
+    with relay.open(request, timeout=max(0.1, end - time.monotonic())) as answer:
         return answer.read().decode("utf-8", "replace")
 
 

@@ -211,12 +211,16 @@ def test_counts_that_are_given_are_believed(job: dict[str, str], relay: tuple[st
     assert [record[f"{name}_tests"] for name in ("passed", "failed", "skipped", "total")] == [10, 1, 2, 13]
 
 
-def test_a_nightly_reports_itself_without_a_dispatch(job: dict[str, str], relay: tuple[str, Relay]):
-    done = report(job, STATUS="completed", CONCLUSION="success", NIGHTLY="b" * 40, UPSTREAM="org/upstream")
+@pytest.mark.parametrize(("given", "event_type"), [({}, "nightly"), ({"EVENT_TYPE": "periodic"}, "periodic")])
+def test_a_nightly_reports_itself_without_a_dispatch(
+    job: dict[str, str], relay: tuple[str, Relay], given: dict[str, str], event_type: str
+):
+    done = report(job, STATUS="completed", CONCLUSION="success", NIGHTLY="b" * 40, UPSTREAM="org/nightlies", **given)
     assert json.loads(done.stdout)["status"] == "completed", done.stderr
     record = relay[1].store.record(f"org/backend/{'b' * 40}/CI/test (py3.12)/101")
     assert record
-    assert record["pytorch_head_sha"] == "b" * 40
+    assert (record["event_type"], record["pytorch_head_sha"]) == (event_type, "b" * 40)
+    assert record["upstream_repo"] == "org/nightlies"
 
 
 def test_a_nightly_began_when_the_runner_wrote_its_event(job: dict[str, str], relay: tuple[str, Relay]):
@@ -340,13 +344,12 @@ def test_a_relay_that_is_down_for_a_moment_is_told_the_same_again(job: dict[str,
         assert len(busy.requests) == 3
 
 
-def test_a_relay_that_says_no_is_not_asked_again(job: dict[str, str]):
+@pytest.mark.parametrize("status", [409, 302])
+def test_a_relay_that_says_no_or_sends_elsewhere_was_not_told(job: dict[str, str], status: int):
     with BusyRelay() as busy:
-        busy.fail("/github/callback", status=409)
-        assert (
-            "the relay answered 409"
-            in report(job, STATUS="in_progress", CALLBACK_URL=f"{busy.url}/github/callback").stderr
-        )
+        busy.fail("/github/callback", status=status, headers={"Location": f"{busy.url}/login"})
+        done = report(job, STATUS="in_progress", CALLBACK_URL=f"{busy.url}/github/callback")
+        assert (done.stdout, f"the relay answered {status}" in done.stderr) == ("", True), done.stderr
         assert len(busy.requests) == 1
 
 

@@ -6,12 +6,13 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -221,9 +222,14 @@ def test_a_repository_that_takes_too_long_is_one_line(
     assert "Traceback" not in caplog.text
 
 
-def test_a_hiccup_of_github_is_tried_again(client: TestClient, github: GitHubAppServer):
-    github.fail(path="/dispatches", status=502, times=2)
-    assert set(webhook(client, pull_request()).json()["dispatched"]) == EVERYBODY
+@pytest.mark.parametrize("fault", [{"status": 502}, {"status": 200, "cut": True}])
+def test_a_hiccup_of_github_is_tried_again_and_not_for_ever(
+    client: TestClient, github: GitHubAppServer, fault: dict[str, Any]
+):
+    github.fail(path="org/core/dispatches", times=2, **fault)
+    github.fail(path="org/other/dispatches", times=3, **fault)
+    answer = webhook(client, pull_request()).json()
+    assert (set(answer["dispatched"]), set(answer["failed"])) == (EVERYBODY - {"org/other"}, {"org/other"})
 
 
 @pytest.mark.parametrize(("status", "headers"), [(429, {}), (429, {"Retry-After": "1"}), (403, {"Retry-After": "1"})])
@@ -289,11 +295,19 @@ def test_without_a_secret_no_webhook_is_believed(settings: OotSettings):
         assert "GITHUB_WEBHOOK_SECRET" in answer.json()["detail"]
 
 
-def test_a_key_that_is_none_is_one_line_before_the_start(settings: OotSettings):
-    app = {"github_app_id": "1", "github_app_private_key": SecretStr("my secret")}
-    with pytest.raises(SettingsError, match=r"^GITHUB_APP_PRIVATE_KEY: must be") as error:
+def public(key: str) -> str:
+    """The other half of a private key, as people take it for the one they were asked for."""
+    half = load_pem_private_key(key.encode(), None).public_key()
+    return half.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+@pytest.mark.parametrize("secret", [lambda _: "my secret", public], ids=["no key", "public key"])
+def test_a_key_that_is_none_is_one_line_before_the_start(
+    settings: OotSettings, github: GitHubAppServer, secret: Callable[[str], str]
+):
+    app = {"github_app_id": "1", "github_app_private_key": SecretStr(secret(github.private_key))}
+    with pytest.raises(SettingsError, match=r"^GITHUB_APP_PRIVATE_KEY: must be the App's private key, a PEM text$"):
         create_relay(settings.model_copy(update=app), "org/upstream")
-    assert "my secret" not in str(error.value)
 
 
 def test_without_an_app_a_webhook_of_github_is_to_be_sent_again(settings: OotSettings):
@@ -311,6 +325,17 @@ def test_a_large_payload_is_sent_without_its_long_texts(client: TestClient, gith
     sent = github.dispatched["org/core"]["client_payload"]["payload"]
     assert sent["pull_request"]["labels"] == large["pull_request"]["labels"]
     assert sent["pull_request"]["body"].endswith("[cut, 100000 bytes]")
+
+
+def test_a_large_push_is_sent_without_its_commits():
+    push = {"ref": "refs/heads/main", "after": "c" * 40, "pusher": {"name": "ann"}}
+    assert trimmed({**push, "commits": [{"message": "x" * 1000}] * 100, "organization": {"login": "org"}}) == push
+
+
+def test_of_what_is_too_large_without_its_texts_a_ci_run_gets_what_it_is_about():
+    essence = pull_request()
+    del essence["pull_request"]["body"], essence["pull_request"]["labels"][0]["color"]
+    assert trimmed(pull_request(filler="x" * 100_000)) == essence
 
 
 @given(filler=st.integers(0, 200_000), labels=st.integers(0, 300), body=st.text(max_size=100))

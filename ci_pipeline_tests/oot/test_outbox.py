@@ -123,10 +123,11 @@ def test_a_retry_is_not_delivered_twice(client: TestClient, issuer: OidcServer, 
     assert len(hud.results) == 1
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_the_hud_refuses_for_good_is_kept_aside_and_holds_up_nobody(
-    client: TestClient, issuer: OidcServer, hud: HudServer, settings: OotSettings
+    client: TestClient, issuer: OidcServer, hud: HudServer, status: int
 ):
-    hud.fail(status=400, body={"detail": "no such thing"})
+    hud.fail(status=status, body={"detail": "no such thing"})
     send(client, issuer, callback("in_progress"))
     send(client, issuer, callback("completed"))
     assert eventually(lambda: statuses(hud) == ["completed"])

@@ -227,9 +227,24 @@ def test_a_wrong_field_is_refused_by_its_name(changes: dict[str, Any], field: st
     assert "\n" not in refused.value.detail
 
 
-def test_a_wrong_conclusion_is_answered_with_githubs_words():
-    with pytest.raises(Refused, match=r"'success', .* or 'stale'$"):
-        read(callback("completed", workflow__conclusion="great"))
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"delivery_id": ""}, "delivery_id: must not be empty"),
+        ({"delivery_id": "a/b"}, "delivery_id: must be at most 128 characters of ASCII, without / and .* blanks .*"),
+        ({"workflow__job_name": " "}, "workflow.job_name: must not be empty"),
+        ({"workflow__job_name": "é" * 351}, "workflow.job_name: must have at most 700 bytes"),
+        ({"workflow__job_name": "a\nb"}, "workflow.job_name: must have no control characters"),
+        ({"workflow__url": "ftp://x"}, "workflow.url: must be an https or http address"),
+        ({"workflow__started_at": "1969-12-31"}, "workflow.started_at: must be an ISO 8601 time from 1970 to 2105"),
+        ({"workflow__conclusion": "great"}, "workflow.conclusion: .*'success', .* or 'stale'"),
+        ({"workflow__conclusion": ""}, "workflow.conclusion: is required when workflow.status is completed"),
+        ({"event_type": "periodic"}, "payload.pull_request: a periodic report belongs to no pull request"),
+    ],
+)
+def test_a_refusal_says_what_would_be_right(changes: dict[str, Any], line: str):
+    with pytest.raises(Refused, match=f"^{line}$"):
+        read(callback("completed", **changes))
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b'{"\\udcff":', b"\xff\xfe", b"[" * 100_000])

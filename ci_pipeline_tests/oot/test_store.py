@@ -317,6 +317,19 @@ def test_a_sqlite_store_is_there_again_after_a_restart(tmp_path: Path):
     again.close()
 
 
+def test_the_file_with_the_signing_key_is_for_nobody_else(tmp_path: Path):
+    SqliteStore(tmp_path / "oot.sqlite").close()
+    assert (tmp_path / "oot.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_no_store_is_named(tmp_path: Path):
+    path = tmp_path / "oot.sqlite"
+    path.write_text("A letter, and no database. " * 100)
+    for address, reason in ((path, "file is not a database"), (path / "oot.sqlite", "Not a directory|File exists")):
+        with pytest.raises(StoreUnavailable, match=f"^the store cannot be opened at {address}: {reason}$"):
+            SqliteStore(address)
+
+
 def test_the_feed_of_a_file_that_was_put_back_from_a_backup_begins_anew(tmp_path: Path):
     with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
         for n in range(3):
