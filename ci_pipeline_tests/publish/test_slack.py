@@ -79,7 +79,10 @@ def test_an_answer_that_slack_would_not_give_is_not_asked_for_again(
         pytest.param({"status": 500, "after": True}, id="server error after it was posted"),
         pytest.param({"cut": True, "after": True}, id="answer cut off"),
         pytest.param({"status": 502, "after": True}, id="bad gateway after it was posted"),
-        pytest.param({"status": 200, "body": {"ok": False, "error": "internal_error"}}, id="internal_error"),
+        *(
+            pytest.param({"status": 200, "body": {"ok": False, "error": error}}, id=error)
+            for error in ("internal_error", "fatal_error", "service_unavailable", "request_timeout", "ratelimited")
+        ),
     ],
 )
 def test_a_lost_answer_never_posts_twice(slack: SlackClient, slack_server: SlackServer, fault: dict):
@@ -90,6 +93,7 @@ def test_a_lost_answer_never_posts_twice(slack: SlackClient, slack_server: Slack
 
 @pytest.mark.usefixtures("short_waits")
 def test_a_lost_answer_in_a_thread_never_posts_twice(slack: SlackClient, slack_server: SlackServer):
+    slack_server.page = 2
     main = slack.post("#ci", "main", SECTION)
     for _ in range(3):
         slack.post("#ci", "same text", SECTION, thread_ts=main)
@@ -125,14 +129,50 @@ def test_blocks_that_slack_refuses_go_out_as_text(slack: SlackClient, slack_serv
     assert blocks[0]["text"]["text"][:100] in message["text"]
 
 
+@pytest.mark.parametrize("error", ["invalid_blocks_format", "msg_too_long", "too_many_blocks"])
+def test_what_slack_calls_too_long_goes_out_as_text(slack: SlackClient, slack_server: SlackServer, error: str):
+    slack_server.fail("chat.postMessage", status=200, body={"ok": False, "error": error})
+    slack.post("#ci", "1 failure", SECTION)
+    [message] = slack_server.channel()
+    assert (message["text"], "blocks" in message) == ("1 failure\n\n*one* failure", False)
+
+
 @pytest.mark.parametrize(
-    ("token", "channel", "hint"),
-    [("wrong", "#ci", "CI_SLACK_BOT_TOKEN"), ("xoxb-test", "#nowhere", "SLACK_REPORT_CHANNEL")],
+    ("answer", "said"),
+    [
+        ({"error": "not_authed"}, "not_authed: check CI_SLACK_BOT_TOKEN"),
+        ({"error": "account_inactive"}, "account_inactive: check CI_SLACK_BOT_TOKEN"),
+        ({"error": "token_revoked"}, "token_revoked: check CI_SLACK_BOT_TOKEN"),
+        ({"error": "invalid_auth"}, "invalid_auth: check CI_SLACK_BOT_TOKEN"),
+        ({"error": "channel_not_found"}, "channel_not_found: check SLACK_REPORT_CHANNEL, and invite the bot"),
+        ({"error": "not_in_channel"}, "not_in_channel: invite the bot to the channel"),
+        ({"error": "missing_scope", "needed": "groups:write"}, "missing_scope: the bot needs groups:write"),
+        (
+            {"error": "missing_scope"},
+            "missing_scope: the bot needs chat:write, files:write, channels:read, channels:history",
+        ),
+        ({"error": "restricted_action"}, "restricted_action"),
+    ],
 )
-def test_what_a_person_must_mend_is_said_in_one_line(slack_server: SlackServer, token: str, channel: str, hint: str):
-    with pytest.raises(SlackRefused, match=hint) as refused:
-        SlackClient(token, slack_server.api_url).post(channel, "text", SECTION)
-    assert "\n" not in str(refused.value)
+def test_what_a_person_must_mend_is_said_in_one_line(
+    slack: SlackClient, slack_server: SlackServer, answer: dict, said: str
+):
+    slack_server.fail("chat.postMessage", status=200, body={"ok": False, **answer})
+    with pytest.raises(SlackRefused) as refused:
+        slack.post("#ci", "text", SECTION)
+    assert str(refused.value) == f"Slack refused chat.postMessage for #ci: {said}"
+
+
+def test_a_bot_that_may_not_list_channels_edits_what_it_posted(slack: SlackClient, slack_server: SlackServer):
+    slack_server.denied_scopes = {"conversations.list"}
+    slack.update("#ci", slack.post("#ci", "before", SECTION), "after", SECTION)
+    assert slack_server.channel()[0]["text"] == "after"
+
+
+def test_where_slack_does_not_say_where_a_message_is_nothing_is_said(slack: SlackClient, slack_server: SlackServer):
+    ts = slack.post("#ci", "text", SECTION)
+    assert slack.url("#ci", ts) == f"https://example.slack.com/archives/C00000001/p{ts.replace('.', '')}"
+    assert slack.url("#ci", "1.1") == ""
 
 
 @pytest.mark.usefixtures("short_waits")
@@ -181,6 +221,15 @@ def test_a_file_is_in_the_thread_once_although_an_answer_was_lost(slack: SlackCl
     slack.delete_file("#ci", file_id)
     slack.delete_file("#ci", file_id)
     assert len(slack_server.channel()) == 1
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_an_older_file_of_the_same_name_is_not_taken_for_the_new_one(slack: SlackClient, slack_server: SlackServer):
+    main = slack.post("#ci", "main", SECTION)
+    old = slack.upload("#ci", main, "failures.txt", "All failures", "one\n")
+    slack_server.fail("files.completeUploadExternal", status=500)
+    new = slack.upload("#ci", main, "failures.txt", "All failures", "one\ntwo\n")
+    assert (new != old, slack_server.content[new]) == (True, b"one\ntwo\n")
 
 
 @pytest.mark.usefixtures("short_waits")
