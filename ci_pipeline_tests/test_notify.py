@@ -88,7 +88,7 @@ def test_the_report_and_its_replies_are_posted_and_its_files_uploaded(
     main, *replies = step.services.messages
     assert main["channel"] == "#bench"
     assert step.texts[0] == "[INFO] Results of Daily CI: Models"
-    assert f"commit: {SHA}" in step.texts[1]
+    assert step.texts[1] == f"<https://github.com/{REPOSITORY}/commit/{SHA}|commit: {SHA}>"
     assert len(replies) == 6
     assert all(reply["thread_ts"] for reply in replies)
     folder = f"2026-02-03/ci_results_{JOB}"
@@ -251,6 +251,17 @@ def test_when_github_answers_nothing_the_artifacts_are_reported(step: Step) -> N
     assert any(text.startswith("*New failures are not known*") for text in step.texts)
 
 
+def test_without_a_token_github_is_asked_without_it_and_the_log_says_so(
+    step: Step, caplog: pytest.LogCaptureFixture
+) -> None:
+    step.setenv(ACCESS_REPO_INFO_TOKEN=None, GITHUB_TOKEN=None, GH_TOKEN=None)
+    assert step.run() == 0
+    assert "ACCESS_REPO_INFO_TOKEN is not set" in caplog.text
+    asked = [request for request in step.services.requests if request.path.startswith("/repos/")]
+    assert not any("authorization" in request.headers for request in asked)
+    assert any("new failed tests" in text for text in step.texts)
+
+
 def test_without_the_id_of_the_run_the_artifacts_are_reported(step: Step) -> None:
     step.setenv(GITHUB_RUN_ID=None)
     assert step.run() == 0
@@ -269,6 +280,31 @@ def test_a_workflow_that_asks_for_it_has_the_diff_of_all_results(step: Step) -> 
     main = json.dumps(step.services.messages[0])
     assert re.search(rf"{DATASET}/resolve/[0-9a-f]{{40}}/[^\"]*/test_results_diff\.json", main)
     assert "*Test results diff*\n\n(compared to previous run: " in "".join(step.texts)
+
+
+def test_an_earlier_run_whose_results_are_unreadable_is_said_to_be_so(step: Step) -> None:
+    next((step.services.folder / "previous").rglob("model_results.json")).write_text("{")
+    assert step.run() == 0
+    why = f"previous run: ci_results_{JOB} of run {EARLIER}: model_results.json is not JSON"
+    assert step.texts[-1] == f"*New failures are not known*\n\n({why})"
+
+
+def test_a_run_of_another_vendor_is_compared_with_the_reference(step: Step) -> None:
+    for answer in (step.services.folder / "github").glob("*.json"):
+        run = json.loads(answer.read_text())
+        if "status" in run:
+            answer.write_text(json.dumps(run | {"workflow_id": 7}))
+    assert step.run() == 0
+    [unique] = [text for text in step.texts if "unique to this run" in text]
+    assert f"(compared to Nvidia CI run: <https://github.com/{REPOSITORY}/actions/runs/{EARLIER}|{EARLIER}>)" in unique
+
+
+def test_a_folder_that_cannot_be_written_costs_a_line(step: Step, caplog: pytest.LogCaptureFixture) -> None:
+    Path(f"ci_results_{JOB}").touch()
+    assert step.run() == 0
+    assert f"ci_results_{JOB} cannot be written: File exists" in caplog.text
+    assert step.uploaded == FILES
+    assert len(step.services.messages) == 7
 
 
 def test_another_run_that_cannot_be_had_leaves_open_only_what_is_unique_to_this_one(step: Step) -> None:
@@ -330,6 +366,13 @@ def test_a_fork_is_reported_as_itself(green: Step) -> None:
     assert [request for request in green.services.requests if request.path.startswith("/repos/acme/fork/")]
 
 
+def test_warnings_that_a_job_of_the_run_selected_are_counted(green: Step) -> None:
+    Path("warnings_in_ci").mkdir()
+    Path("warnings_in_ci/selected_warnings.json").write_text('["huggingface_hub is old", "torch is too"]')
+    assert green.run() == 0
+    assert green.texts[-1] == "There are 2 warnings being selected.\n1 of them are from `huggingface_hub`."
+
+
 def test_a_push_that_broke_nothing_is_no_news(green: Step) -> None:
     green.setenv(CI_EVENT="push", GITHUB_EVENT_NAME="push")
     assert green.run() == 0
@@ -379,6 +422,12 @@ def test_the_title_leads_to_the_pull_request_that_was_merged(green: Step, title:
     green.setenv(CI_TITLE=title, CI_SHA="abc")
     assert green.run() == 0
     assert green.texts[1] == f"<https://github.com/huggingface/transformers/{page}>"
+
+
+def test_a_title_without_a_commit_leads_nowhere(green: Step) -> None:
+    green.setenv(CI_TITLE="Nightly & more", CI_SHA=None)
+    assert green.run() == 0
+    assert green.texts[1] == "Nightly &amp; more"
 
 
 @pytest.mark.parametrize(
@@ -444,6 +493,7 @@ def test_a_reader_that_is_killed_does_not_cost_the_report(
     assert step.run() == 0
     assert "was killed" in caplog.text
     assert len(step.services.messages) == 7
+    assert step.services.messages[0]["text"] == "69 failures out of 186 tests,"
 
 
 def test_the_job_is_that_of_the_artifacts_where_nobody_names_it(step: Step) -> None:

@@ -59,5 +59,20 @@ def test_a_code_block_keeps_its_columns():
     assert any(line.startswith("│ Single  Multi") for line in drawn(THREAD, 60))
 
 
+@pytest.mark.parametrize(
+    ("verdict", "colour"),
+    [
+        ("❌ Models: 1 failure · ⚠️ incomplete", 31),
+        ("⚪ Models: no failures in what was seen · ⚠️ incomplete", 33),
+        ("✅ Models: all 3 tests passed", 32),
+        ("🟡 Models: no new failures, 1 known", 37),
+    ],
+)
+def test_the_frame_has_the_colour_of_the_verdict(verdict: str, colour: int):
+    file = io.StringIO()
+    draw(SlackThread(SlackMessage("main", verdict)), Console(file=file, force_terminal=True, color_system="standard"))
+    assert file.getvalue().startswith(f"\x1b[{colour}m╭")
+
+
 def test_a_message_without_blocks_is_drawn_too():
     assert "plain" in "\n".join(drawn(SlackThread(SlackMessage("main", "plain")), 60))
