@@ -429,8 +429,7 @@ def _insert(run_keys: Sequence[str], services: Services) -> int:
     warehouse = services.warehouse
     assert warehouse is not None, "keep() has looked"
     tables = {
-        there: pa.concat_tables([services.tables.read(here, key).replace_schema_metadata() for key in run_keys])
-        for here, there in TABLES.items()
+        there: pa.concat_tables([services.tables.read(here, key) for key in run_keys]) for here, there in TABLES.items()
     }
     insert_runs(warehouse, tables)
     return sum(table.num_rows for table in tables.values())

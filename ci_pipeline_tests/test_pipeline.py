@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from ci_pipeline import earlier_runs, pipeline, whole_runs
 from ci_pipeline.model import CiRun, FetchedRun
 from ci_pipeline.profile import load_profile
 from ci_pipeline.publish.hub import HubClient
+from ci_pipeline.publish.slack import SlackRefused
 from ci_pipeline.publish.thread import SlackMessage, SlackThread
 from ci_pipeline.services import TABLES, Services
 from ci_pipeline.settings import load_settings
 from ci_pipeline.sources import SourceError
-from ci_pipeline.warehouse import history
+from ci_pipeline.warehouse import WarehouseError, client, history
 from ci_pipeline.whole_runs import process_run
-from ci_pipeline_tests.ci_runs import AMD, NIGHTLY, artifact_name, put_run, write_report
+from ci_pipeline_tests.ci_runs import AMD, NIGHTLY, artifact_name, node_id, put_run, write_report
 from ci_pipeline_tests.servers.hub import HubServer
 from ci_pipeline_tests.servers.slack import SlackServer
 
@@ -305,11 +308,14 @@ def test_of_a_run_before_whose_results_cannot_be_read_the_reports_are_read(inbox
     assert changes(done) == {"test_a": "new_failure", "test_b": "still_failing"}
 
 
-def test_the_warnings_that_the_ci_run_selected_are_counted(inbox: Path, deployment: Deployment) -> None:
-    run = put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})})
+def select_warnings(run: Path, *warnings: str) -> None:
     selected = run / "artifacts" / "warnings_in_ci" / "selected_warnings.json"
     selected.parent.mkdir()
-    selected.write_text(json.dumps(["w1", "w2"]))
+    selected.write_text(json.dumps(warnings))
+
+
+def test_the_warnings_that_the_ci_run_selected_are_counted(inbox: Path, deployment: Deployment) -> None:
+    select_warnings(put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}), "w1", "w2")
     services = deployment()
     done = process_run(services.source.run(101), services)
     assert "*Warnings:* 2" in json.dumps(done.threads["run_models_gpu"].main.blocks)
@@ -331,12 +337,26 @@ def test_a_test_job_without_a_single_artifact_is_reported(inbox: Path, deploymen
     assert "incomplete" in done.threads["run_models_gpu"].main.text
 
 
+def test_a_test_job_whose_only_artifact_was_refused_is_reported(inbox: Path, deployment: Deployment) -> None:
+    folder = put_run(inbox, 101, {})
+    (folder / "artifacts" / f"{artifact_name('models_bert')}.zip").write_bytes(b"no zip")
+    services = deployment()
+    done = process_run(services.source.run(101), services)
+    assert "incomplete" in done.threads["run_models_gpu"].main.text
+
+
 def test_a_run_in_which_no_test_job_began_is_reported(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
     put_run(inbox, 101, {})
     services = deployment()
     process_run(services.source.run(101), services)
     messages = [json.loads(path.read_text()) for path in tmp_path.glob("outbox/slack/*/101/**/main.json")]
     assert ["There was an issue running the tests" in json.dumps(message) for message in messages] == [True]
+
+
+def test_a_run_that_succeeded_and_had_nothing_to_test_is_no_news(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {}, conclusion="success")
+    services = deployment()
+    assert process_run(services.source.run(101), services).threads == {}
 
 
 def test_a_report_of_a_test_job_that_nobody_knows_is_named(inbox: Path, deployment: Deployment) -> None:
@@ -356,22 +376,37 @@ def test_a_run_whose_artifacts_nobody_knows_says_what_it_has(inbox: Path, deploy
     (folder / "artifacts" / "logs & more").mkdir()
     (folder / "artifacts" / "<logs>").mkdir()
     services = deployment()
-    message = process_run(services.source.run(101), services).threads[""].main
+    done = process_run(services.source.run(101), services)
+    message = done.threads[""].main
     title, about = (block["text"]["text"] for block in message.blocks[:2])
     assert title == "[INFO] Results of CI run 101"
     assert about.splitlines() == [
         "No artifact is the report of a test job that the profile knows: logs &amp; more",
         "&lt;logs&gt;: refused: its name is not a file name",
     ]
+    assert done.tables["raw_artifacts"]["problems"].to_pylist() == [["<logs>: refused: its name is not a file name"]]
 
 
 def test_a_push_that_broke_nothing_is_no_news(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
     put_run(inbox, 101, {"models_bert": (["test_a"], {})}, event="push")
     put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, event="push")
+    put_run(inbox, 103, {"models_bert": (["test_a"], {})}, event="push", killed=["models_gpt2"])
+    put_run(inbox, 104, {"models_bert": (["test_a"], {})}, event="schedule")
     services = deployment()
     for run in whole_runs.new_runs(services):
         process_run(run, services)
-    assert {path.name for path in tmp_path.glob("outbox/slack/*/*")} == {"102"}
+    assert {path.name for path in tmp_path.glob("outbox/slack/*/*")} == {"102", "103", "104"}
+
+
+def test_a_run_that_is_fetched_again_is_known_as_it_is_now(inbox: Path, deployment: Deployment) -> None:
+    folder = put_run(inbox, 101, {"models_bert": (["test_a"], {})})
+    services = deployment()
+    run = services.source.run(101)
+    process_run(run, services)
+    write_report(folder / "artifacts" / artifact_name("models_gpt2"), "models_gpt2", [], {"test_b": ASSERT})
+    pipeline.fetch(run, services)
+    assert len(services.fetched(run.key).artifact_names) == 2
+    assert "1 failure" in process_run(run, services).threads["run_models_gpu"].main.text
 
 
 def test_again_is_safe(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
@@ -406,7 +441,7 @@ def test_the_newest_run_of_an_empty_inbox_is_an_error_in_one_line(inbox: Path, d
         whole_runs.newest_run(deployment())
 
 
-@pytest.mark.parametrize("key", ["", "abc", "12", "12-", "-1", "12-x", "12-1-1"])
+@pytest.mark.parametrize("key", ["", "abc", "12", "12-", "-1", "12-x", "12-1-1", "²-1"])
 def test_a_partition_that_names_no_run_is_refused(deployment: Deployment, key: str) -> None:
     with pytest.raises(SourceError, match="is no CI run"):
         pipeline.run_at_source(key, deployment())
@@ -438,6 +473,42 @@ def test_while_the_warehouse_is_down_the_rows_are_kept_and_written_later(
     up = deployment(CI_PIPELINE_WAREHOUSE_URL=new_warehouse_url)
     assert [place.about(what) for what, place in pipeline.deliver_pending(up)] == ["rows: warehouse (13 rows)"]
     assert not pipeline.has_pending(up)
+
+
+def test_when_the_warehouse_goes_down_in_between_the_runs_that_it_has_do_not_wait(
+    inbox: Path, deployment: Deployment, warehouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = deployment()
+    keys = [f"{run_id}-1" for run_id in range(101, 106)]
+    for key in keys:
+        put_run(inbox, int(key[:3]), {"models_bert": (["test_a"], {})})
+        process_run(services.source.run(int(key[:3])), services)
+    insert, left = client.insert_runs, [None, None]
+
+    def insert_twice(*args: Any) -> None:
+        if not left:
+            raise WarehouseError("the warehouse went down")
+        left.pop()
+        insert(*args)
+
+    monkeypatch.setattr(pipeline, "TOGETHER", 1)
+    monkeypatch.setattr(client, "insert_runs", insert_twice)
+    services = deployment(CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    assert pipeline.keep(keys, services).where == "pending"
+    assert sorted(pipeline.noted(pipeline.PENDING_ROWS, services)) == keys[2:]
+    assert services.warehouse
+    assert len(history.latest_runs(services.warehouse, 9)) == 2
+
+
+def test_a_slack_that_refuses_one_thread_gets_the_others(inbox: Path, deployment: Deployment) -> None:
+    put_run(inbox, 101, {})
+    with SlackServer() as slack:
+        services = deployment(CI_SLACK_BOT_TOKEN="xoxb-test", SLACK_API_URL=slack.api_url, SLACK_REPORT_CHANNEL="#ci")
+        threads = {test_job: SlackThread(SlackMessage("main", test_job)) for test_job in ("models", "examples")}
+        slack.fail("chat.postMessage", status=200, body={"ok": False, "error": "msg_too_long"})
+        with pytest.raises(SlackRefused, match="msg_too_long"):
+            pipeline.post_threads(threads, services.source.run(101), services)
+        assert [message["text"] for message in slack.channel()] == ["examples"]
 
 
 def test_a_slack_that_is_down_is_asked_by_one_thread_of_a_run(
@@ -474,6 +545,7 @@ def test_while_the_hub_is_down_the_report_goes_out_and_the_files_follow(inbox: P
         process_run(services.source.run(101), services)
         assert "1 failure" in slack.channel()[0]["text"]
         assert hub.url not in json.dumps(slack.channel())
+        assert pipeline.has_pending(services)
         hub.faults.clear()
         pipeline.deliver_pending(services)
         assert any(path.endswith("/model_results.json") for path in hub.repos["ci/results"])
@@ -481,6 +553,49 @@ def test_while_the_hub_is_down_the_report_goes_out_and_the_files_follow(inbox: P
         process_run(services.source.run(101), services)
         assert [message["text"] for message in slack.channel()].count(slack.channel()[0]["text"]) == 1
         assert hub.url in json.dumps(slack.channel())
+
+
+def test_the_files_of_a_run_say_what_is_different_from_the_run_before(
+    inbox: Path, deployment: Deployment, tmp_path: Path
+) -> None:
+    other_job = {artifact_name("", job="run_examples_gpu"): ("", ["test_x"], {})}
+    ends = {101: (["test_a", "test_b"], {"test_c": ASSERT}), 102: (["test_b"], {"test_a": ASSERT, "test_c": ASSERT})}
+    for run_id, day in ((101, FIRST), (102, SECOND)):
+        run = put_run(inbox, run_id, {"models_bert": ends[run_id]}, day=day, workflow=AMD)
+        for name, report in other_job.items():
+            write_report(run / "artifacts" / name, *report)
+    services = deployment()
+    for run in whole_runs.new_runs(services):
+        process_run(run, services)
+    folder = next(tmp_path.glob(f"outbox/hub/**/{SECOND}/ci_results_run_models_gpu"))
+    assert json.loads((folder / "test_results_diff.json").read_text()) == {
+        "models_bert": {"single": {node_id("models_bert", "test_a"): {"previous": "passed", "current": "failed"}}}
+    }
+    assert "bert (+1)" in (folder / "changed_model_failures_report.txt").read_text()
+    assert parquet.read_table(folder / "test_outcomes.parquet")["test_job"].unique().to_pylist() == ["run_models_gpu"]
+
+
+def test_a_message_in_classic_style_leads_to_the_run_the_warnings_and_the_files(
+    inbox: Path, deployment: Deployment
+) -> None:
+    dataset = "optimum-amd/transformers_daily_ci"
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, day=FIRST, workflow=AMD)
+    night = {**AMD, "display_title": "Night 2"}
+    run = put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND, workflow=night)
+    select_warnings(run, "w1")
+    jobs = json.loads((run / "jobs.json").read_text())
+    jobs["jobs"].append({"name": "Extract warnings in CI artifacts", "conclusion": "success", "html_url": "https://w"})
+    (run / "jobs.json").write_text(json.dumps(jobs))
+    with HubServer(dataset) as hub:
+        services = deployment(CI_PIPELINE_SLACK_STYLE="classic")
+        services.hub = HubClient("hf_test", hub.url)
+        done = process_run(services.source.run(102), services).threads["run_models_gpu"].main
+        blocks = json.dumps(done.blocks)
+    assert "[INFO] Results of Scheduled CI (AMD) - mi325: Models" in blocks
+    assert "/actions/runs/102|Night 2>" in blocks
+    assert '"https://w"' in blocks
+    file = f"{SECOND}/ci_results_run_models_gpu/test_results_diff.json"
+    assert re.search(rf'"{hub.url}/datasets/{dataset}/blob/\w+/{file}"', blocks)
 
 
 def test_old_runs_are_forgotten_and_young_ones_are_not(inbox: Path, deployment: Deployment, tmp_path: Path) -> None:
@@ -533,3 +648,9 @@ def test_a_failure_of_the_pipeline_is_told_in_one_message(deployment: Deployment
     [message] = [json.loads(path.read_text()) for path in tmp_path.glob("outbox/slack/**/main.json")]
     assert "The report of CI run 101-1 could not be made" in message["text"]
     assert "&lt;gone&gt;" in json.dumps(message["blocks"])
+
+
+def test_a_failure_of_a_range_names_its_first_and_last_run(deployment: Deployment, tmp_path: Path) -> None:
+    pipeline.report_failure(["101-1", "102-1", "103-1"], ["SourceError: gone"], deployment())
+    [message] = tmp_path.glob("outbox/slack/**/main.json")
+    assert "The report of CI run 101-1 to 103-1 could not be made" in message.read_text()
