@@ -12,6 +12,7 @@ from defusedxml import DefusedXmlException, DTDForbidden
 from defusedxml.ElementTree import iterparse
 
 from ci_pipeline.model import RED, ArtifactName, Counts, Outcome, TestOutcome, TestReport
+from ci_pipeline.reports.traces import NO_MESSAGE
 
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused."""
@@ -155,7 +156,7 @@ def _node_id(case: Element, suite: Element) -> str:
 def _message(child: Element) -> str:
     """What went wrong, beginning with the exception where the file names one."""
     text = (child.text or "").strip("\n")
-    message = child.get("message") or ""
+    message = (child.get("message") or "").strip()
     kind = child.get("type") or ""
     # "Failed" of go-junit-report and "collection failure" of pytest say nothing that the tag does not say.
     if message in ("", "Failed", "collection failure"):
@@ -180,5 +181,5 @@ def _trace(child: Element, message: str, owner: str) -> str:
     else:
         place = _PLACE.search(text)
         line = place[1] if place else ""
-    first = message.partition("\n")[0].strip()
+    first = message.partition("\n")[0].strip() or NO_MESSAGE
     return f"(line {line})  {first}" if line else first

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ci_pipeline.reports.summary import Crash, Entry, headline
 
+NO_MESSAGE = "no message in the report"
+
 _HEADLINE = re.compile(rb"(?m)^_+ (.*) _+$")
 _ERROR_PREFIX = re.compile(rb"ERROR (?:collecting|at \w+ of) ")
 _CAPTURED = re.compile(rb"(?m)^-+ Captured ")
@@ -60,7 +62,7 @@ def traces(entries: Sequence[Entry], crashes: Sequence[Crash], tracebacks: Calla
     if None in pairs:
         pairs = _by_headline(entries, pairs, tracebacks())
     return [
-        _trace(crash) if crash else entry.message.strip().decode(errors="replace") or "no message in the report"
+        _trace(crash) if crash else entry.message.strip().decode(errors="replace") or NO_MESSAGE
         for entry, crash in zip(entries, pairs, strict=True)
     ]
 

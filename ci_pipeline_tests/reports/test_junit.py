@@ -105,11 +105,51 @@ def test_every_flavour_gives_the_same_outcomes(
 
 def test_every_outcome_is_there_when_asked_for(report_of: Reader) -> None:
     report = report_of({"junit.xml": PYTEST}, every_outcome=True)
-    assert [(o.node_id, o.outcome, o.seconds) for o in report.outcomes][:1] == [
-        ("tests/models/test_a.py::TestA::test_ok[a - b]", "passed", 0.001)
-    ]
-    assert [o.outcome for o in report.outcomes] == ["passed", "failed", "skipped", "xfailed", "error"]
+    assert report.outcomes[0].node_id == "tests/models/test_a.py::TestA::test_ok[a - b]"
+    outcomes = [("passed", 0.001), ("failed", 0.002), ("skipped", 0.0), ("xfailed", 0.0), ("error", 0.0)]
+    assert [(o.outcome, o.seconds) for o in report.outcomes] == outcomes
     assert [o.message for o in report.outcomes][2:4] == ["no gpu", "known bug"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "trace"),
+    [
+        ("<error message='failed on setup with \"OSError: x\"'>t.py:3: in f</error>", "(line 3)  OSError: x"),
+        ("<failure>t.py:3: in f\nE   x.py:9: see there\nE   OSError: x\n</failure>", "(line 3)  OSError: x"),
+        ("<failure type='E'>only a text\nof two lines</failure>", "only a text"),
+        ("<failure message='no such file x.go:3: sorry' type='E'/>", "no such file x.go:3: sorry"),
+        ("<failure message='E: 1'/><failure message='E: 2'/>", "E: 1"),
+        ("<failure message='&#10;Expecting:&#10; 1' type='a.Error'>a.Error: </failure>", "a.Error: Expecting:"),
+        ("<failure message='a.Error: x' type='a.Error'>a.Error: x</failure>", "a.Error: x"),
+        ("<failure message='Failed'/>", "no message in the report"),
+    ],
+    ids=[
+        *("setup of pytest", "no message", "neither message nor exception", "a place in words", "several"),
+        *("an empty line first", "the exception twice", "nothing"),
+    ],
+)
+def test_a_trace_says_where_and_what_as_far_as_the_file_does(report_of: Reader, failure: str, trace: str) -> None:
+    report = report_of({"a.xml": f'<testsuite><testcase name="t">{failure}</testcase></testsuite>'})
+    assert [o.trace for o in report.outcomes] == [trace]
+
+
+@pytest.mark.parametrize("case", ['status="notrun"', 'result="skipped"', 'result="suppressed"'])
+def test_what_gtest_did_not_run_is_skipped(report_of: Reader, case: str) -> None:
+    assert report_of({"a.xml": f'<testsuite><testcase name="t" {case}/></testsuite>'}).counts == Counts(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("suite", "node_id"),
+    [
+        ('name="pytest" file="tests/test_a.py"', "tests/test_a.py::TestA::t"),
+        ('name="pytest" file="tests/test_b.py"', "tests/test_b.py::t"),
+        ('name="nose"', "tests.test_a.TestA::t"),
+    ],
+)
+def test_a_suite_says_of_which_file_or_tool_its_tests_are(report_of: Reader, suite: str, node_id: str) -> None:
+    case = '<testcase name="t" classname="tests.test_a.TestA"/>'
+    report = report_of({"a.xml": f"<testsuite {suite}>{case}</testsuite>"}, every_outcome=True)
+    assert [o.node_id for o in report.outcomes] == [node_id]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +191,13 @@ def test_a_suite_that_is_in_two_files_counts_once(report_of: Reader) -> None:
     report = report_of({"TEST-a.xml": PYTEST, "TESTS.xml": PYTEST})
     assert report.counts == Counts(1, 1, 1, 1, 1, seconds=1.5)
     assert len(report.outcomes) == 2
+
+
+def test_a_file_of_all_suites_adds_those_that_no_other_file_has(report_of: Reader) -> None:
+    suite = '<testsuite name="a" time="1" timestamp="t"><testsuite name="inner"/><testcase name="x"/></testsuite>'
+    other = '<testsuite name="b" time="2" timestamp="t"><testcase name="y"/></testsuite>'
+    report = report_of({"TEST-a.xml": suite, "TESTS.xml": f"<testsuites>{suite}{other}</testsuites>"})
+    assert report.counts == Counts(2, seconds=3.0)
 
 
 def test_a_suite_of_the_same_name_that_failed_is_no_copy(report_of: Reader) -> None:
@@ -196,6 +243,15 @@ def test_failing_tests_that_share_a_name_are_all_there(report_of: Reader, every_
     report = report_of({"a.xml": f'<testsuite name="a.T" time="1">{cases}</testsuite>'}, every_outcome=every_outcome)
     assert report.counts == Counts(failed=2, seconds=1.0)
     assert [o.trace for o in report.outcomes] == ["E: 1", "E: 2"]
+
+
+def test_a_namespace_changes_nothing(report_of: Reader) -> None:
+    cases = '<testcase name="a"><failure message="E: m"/></testcase><testcase name="b"><skipped/></testcase>'
+    report = report_of({"a.xml": f'<testsuite xmlns="urn:x">{cases}</testsuite>'}, every_outcome=True)
+    assert [(o.node_id, o.outcome, o.message) for o in report.outcomes] == [
+        ("a", "failed", "E: m"),
+        ("b", "skipped", ""),
+    ]
 
 
 def test_nested_suites_count_once(report_of: Reader) -> None:

@@ -456,9 +456,38 @@ def test_a_ghost_of_a_later_test_is_known_by_the_crash_lines(report_of: Callable
 
 def test_where_nothing_else_tells_the_first_line_of_a_test_is_its_own(report_of: Callable[..., TestReport]) -> None:
     report = report_of(
-        stats="== 1 failed in 1.00s ==", summary_short=HEADER + "FAILED t.py::a - E: a\nFAILED t.py::a - not this\n"
+        stats="== 1 failed in 1.00s ==",
+        summary_short=HEADER + "FAILED t.py::a - E: a\nFAILED t.py::a - not this\nFAILED to launch\n",
     )
     assert [o.trace for o in report.outcomes] == ["E: a"]
+    assert report.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("counted", "ghost", "last", "crashes", "headlines", "names"),
+    [
+        (2, "t.py::g - K: b", "t.py::b - K: b", ("1: E: a", "2: K: b"), ("a", "b"), ["t.py::a", "t.py::b"]),
+        (2, "t.py::a - not this", "t.py::b - K: b", ("1: E: a", "2: K: was edited"), (), ["t.py::a", "t.py::b"]),
+        (1, "t.py::g - not this", "to launch", ("1: E: a", "2: a place in the log"), (), ["t.py::a"]),
+    ],
+    ids=["the message of another test", "a crash of no message", "a crash too many"],
+)
+def test_ghosts_are_known_by_whatever_there_is(
+    report_of: Callable[..., TestReport],
+    counted: int,
+    ghost: str,
+    last: str,
+    crashes: tuple[str, ...],
+    headlines: tuple[str, ...],
+    names: list[str],
+) -> None:
+    report = report_of(
+        stats=f"== {counted} failed in 1.00s ==",
+        summary_short=f"{HEADER}FAILED t.py::a - E: a\nFAILED {ghost}\nFAILED {last}\n",
+        failures_line="== FAILURES ==\n" + "".join(f"/r/t.py:{crash}\n" for crash in crashes),
+        failures_short="".join(f"_____ {name} _____\n" for name in headlines),
+    )
+    assert [o.node_id for o in report.outcomes] == names
     assert report.problems == ()
 
 
@@ -509,11 +538,13 @@ def test_what_a_child_session_lists_is_no_failing_test(report_of: Callable[..., 
     assert [o.node_id for o in report.outcomes] == ["t.py::test_a", "t.py::test_z"]
 
 
-def test_a_child_session_that_was_killed_hides_no_failing_test(report_of: Callable[..., TestReport]) -> None:
+@pytest.mark.parametrize("ended", [f"{CHILD}== 2 failed in 0.03s ==\n", "== 2 failed in 0.03s ==\n", "E: z\n"])
+def test_a_child_session_that_was_killed_hides_no_failing_test(
+    report_of: Callable[..., TestReport], ended: str
+) -> None:
     report = report_of(
         stats="== 3 failed in 1.00s ==",
-        summary_short=f"{HEADER}FAILED t.py::test_a - {CHILD}FAILED t.py::test_m - E: m\n"
-        f"FAILED t.py::test_z - {CHILD}== 2 failed in 0.03s ==\n",
+        summary_short=f"{HEADER}FAILED t.py::test_a - {CHILD}FAILED t.py::test_m - E: m\nFAILED t.py::test_z - {ended}",
     )
     assert {o.node_id for o in report.outcomes} >= {"t.py::test_a", "t.py::test_m", "t.py::test_z"}
 
