@@ -115,6 +115,7 @@ def test_new_and_known_failures_are_told_apart(profile: Profile):
     assert "*New:* 1 — bert 1" in main
     assert re.search(r"the oldest since <https://[^|]*/actions/runs/\d+\|9 Nov 2025>", main)
     assert "|previous run #1202> of 9 Nov 2025" in main
+    assert "Since the previous run" not in main
     assert re.findall(r"[🆕•] `[^`]*` · Single.*", text_of(thread.replies[0])) == [
         "🆕 `tests/a.py::test_new` · Single",
         "• `tests/a.py::test_old` · Single since 9 Nov 2025",
@@ -159,6 +160,25 @@ def test_a_killed_job_is_incomplete_whatever_its_report_names(profile: Profile, 
     assert verdict(thread) == f"{said} · ⚠️ incomplete: 1 of 2 reports missing"
 
 
+@pytest.mark.parametrize(
+    ("job", "entry", "problem", "name", "entry_name"),
+    [
+        ("run_trainer_and_fsdp_gpu", "trainer", Problem("fsdp", "?", matrix_entry="fsdp"), "Trainer & FSDP", "trainer"),
+        ("run_kernels_gpu", "", Problem("multi-gpu_run_kernels_gpu_test_reports", "expired"), "Kernels", "Kernels"),
+    ],
+)
+def test_what_left_no_report_is_missing_with_a_matrix_and_without(
+    profile: Profile, job: str, entry: str, problem: Problem, name: str, entry_name: str
+):
+    report = report_of(entry, "single", [("t.py::test_a", "E")])
+    report = replace(report, artifact=replace(report.artifact, test_job=job))
+    thread = messages(job_report(RUN, job, [report], (), profile, problems=[problem], previous=earlier({})), profile)
+    assert verdict(thread) == f"❌ {name}: 1 new failure · ⚠️ incomplete: 1 of 2 reports missing"
+    assert thread.main.text == verdict(thread).replace("&", "&amp;")
+    assert thread.replies[0].text == f"1 failure: {entry_name}"
+    assert f"• *New:* 1{' — trainer 1' if entry else ''}" in text_of(thread.main).splitlines()
+
+
 def test_a_test_that_failed_and_whose_teardown_broke_too_is_one_failure(profile: Profile):
     report = report_of("models_bert", "single", [("t.py::test_a", "(line 1)  ValueError: a")])
     broken = TestOutcome("t.py::test_a", "error", trace="(line 2)  OSError: b")
@@ -184,7 +204,9 @@ def test_failures_without_a_name_may_be_new(profile: Profile):
 
 def test_where_nothing_ran_nothing_passed(profile: Profile):
     report = replace(report_of("models_bert", "single", []), counts=Counts())
-    assert verdict(messages(job_report(RUN, JOB, [report], (), profile), profile)) == "⚪ Models: no test ran"
+    thread = messages(job_report(RUN, JOB, [report], (), profile), profile)
+    assert verdict(thread) == "⚪ Models: no test ran"
+    assert "no test in 0s of tests" in text_of(thread.main).splitlines()
 
 
 # --- whose failure is it --------------------------------------------------------------------------------------------
@@ -281,12 +303,16 @@ def test_a_table_shows_the_entries_with_most_failures(profile: Profile):
 def test_what_was_not_seen_is_cut_in_the_message_and_whole_in_the_file(profile: Profile):
     problems = [Problem(f"jobs {n}", f"GitHub answered {n}") for n in range(10)]
     problems += [Problem(f"page {n} of <1>", "GitHub answered 0") for n in range(9)]
-    thread = thread_of(profile, {("models_bert", "single"): []}, problems=problems)
+    green: Failures = {("models_bert", "single"): []}
+    thread = thread_of(profile, green, problems=problems)
     said = text_of(thread.main).splitlines()
     start = said.index("*Not seen, or only in part:*") + 1
     pages = ", ".join(f"page {n} of &lt;1&gt;" for n in range(7))
     assert said[start] == f"⚠️ GitHub answered 0: jobs 0, {pages} and 2 more"
     assert said[start + 7 : start + 9] == ["⚠️ GitHub answered 7: jobs 7", "… and 2 other reasons"]
+    for cut, shown in ((problems[:10], problems[:8]), (problems[10:], problems[10:18])):
+        assert thread_of(profile, green, problems=cut).files
+        assert not thread_of(profile, green, problems=shown).files
     assert all(f"not seen: {problem.subject}: {problem.reason}\n" in thread.files[0].content for problem in problems)
 
 
@@ -308,10 +334,14 @@ def test_the_links_of_a_machine_without_a_device_have_a_name_too(profile: Profil
     assert f"<{RUN.html_url}/job/1|CI job>, <{RUN.html_url}/job/1|CI output>" in text_of(thread.replies[0])
 
 
-def test_of_a_run_only_what_is_known_is_said(profile: Profile):
-    report = job_report(CiRun("a/b", 7), JOB, [report_of("models_bert", "single", [])], (), profile)
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [(CiRun("a/b", 7), "CI run"), (CiRun("a/b", 7, workflow_name="Nightly", title="Nightly"), "Nightly")],
+)
+def test_of_a_run_only_what_is_known_is_said(profile: Profile, run: CiRun, name: str):
+    report = job_report(run, JOB, [report_of("models_bert", "single", [])], (), profile)
     words = messages(report, profile).main.blocks[1]["elements"]
-    assert [element["text"] for element in words] == ["*CI run*", "100 passed in 1m 0s of tests"]
+    assert [element["text"] for element in words] == [f"*{name}*", "100 passed in 1m 0s of tests"]
 
 
 def test_a_workflow_has_its_own_name_also_where_the_profile_knows_only_its_file(profile: Profile):
