@@ -11,6 +11,7 @@ from ci_pipeline.model import (
     CiRun,
     CiStep,
     Counts,
+    EarlierRun,
     JobReport,
     JobResult,
     Outcome,
@@ -62,6 +63,7 @@ def test_a_matrix_entry_has_the_result_structure_key_for_key() -> None:
         artifact("single", "models_bert"),
         Counts(10, 2, 1, 4, xpassed=1, seconds=1.5),
         (
+            outcome("tests/models/bert/test_modeling_bert.py::T::passes", "passed", ""),
             outcome("tests/models/bert/test_modeling_bert.py::T::t"),
             outcome("tests/models/bert/test_tokenization_bert.py::T::t", trace="(line 2)  E: n"),
             outcome("tests/models/bert/test_modeling_bert.py::T::broken", "error", "(line 3)  OSError: x"),
@@ -124,7 +126,7 @@ def test_a_job_without_a_matrix_counts_what_its_artifacts_say_or_name_and_an_err
     whole = TestReport(artifact("single", "", test_job, "1"), Counts(0, 3, 1), (outcome("t"),))
     seen = (outcome("u"), outcome("v"), outcome("w", "error"))
     killed = TestReport(artifact("single", "", test_job, "2"), None, seen)
-    report = result(reported(whole, killed, test_job=test_job), test_job)
+    report = result(reported(killed, whole, test_job=test_job), test_job)
     assert (report["failed"]["single"], report["error"]) == (5, True)
 
 
@@ -210,6 +212,17 @@ def test_reports_of_other_test_jobs_do_not_count() -> None:
     report = reported(TestReport(artifact("single", "models_bert"), Counts(1)), other, problems=[lost])
     assert (len(report.reports), report.problems) == (1, [])
     assert list(report.results) == ["models_bert"]
+
+
+def test_a_report_says_what_changed_since_the_previous_run_and_what_is_unique() -> None:
+    failing = TestReport(artifact("single", "models_bert"), Counts(0, 1), (outcome("tests/t.py::t"),))
+    earlier = EarlierRun(RUN, "an earlier run", {})
+    for runs, changes in (
+        ({"previous": earlier}, ["new_failure"]),
+        ({"others": [earlier]}, ["unique_failure"]),
+        ({"previous": earlier, "others": [earlier]}, ["new_failure", "unique_failure"]),
+    ):
+        assert [row.change for row in reported(failing, **runs).diff] == changes
 
 
 # --- what is missing ------------------------------------------------------------------------------------------------
