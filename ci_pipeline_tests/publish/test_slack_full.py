@@ -29,7 +29,7 @@ from ci_pipeline.model import (
 from ci_pipeline.profile import Profile, load_profile
 from ci_pipeline.publish.ledger import Ledger
 from ci_pipeline.publish.slack import SlackClient
-from ci_pipeline.publish.slack_full import MESSAGES, Links, messages
+from ci_pipeline.publish.slack_full import MESSAGES, Links, messages, without_buttons
 from ci_pipeline.publish.thread import SlackMessage, SlackThread, deliver
 from ci_pipeline_tests.servers.slack import SlackServer, refusal
 
@@ -101,6 +101,7 @@ def test_all_green_is_one_message(profile: Profile):
     thread = thread_of(profile, {("models_bert", "single"): [], ("models_bert", "multi"): []})
     assert verdict(thread) == thread.main.text == "✅ Models: all 200 tests passed"
     assert (thread.replies, thread.files) == ([], [])
+    assert text_of(thread.main).splitlines()[-2:] == ["200 passed in 2m 0s of tests", "CI run"]
 
 
 def test_new_and_known_failures_are_told_apart(profile: Profile):
@@ -128,10 +129,14 @@ def test_only_known_failures_are_no_alarm(profile: Profile):
     assert verdict(thread_of(profile, failures, previous=earlier(failures))) == "🟡 Models: no new failures, 1 known"
 
 
-def test_without_an_earlier_run_nothing_is_called_new(profile: Profile):
-    thread = thread_of(profile, {("models_bert", "single"): [("tests/a.py::test_1", "ValueError")]})
+@pytest.mark.parametrize(("why", "said"), [("", ""), ("run 7: <expired>", " (run 7: &lt;expired&gt;)")])
+def test_without_an_earlier_run_nothing_is_called_new(profile: Profile, why: str, said: str):
+    report = job_report(RUN, JOB, [report_of("models_bert", "single", [("t.py::test_a", "E")])], (), profile)
+    thread = without_buttons(report, profile, why)
     assert verdict(thread) == "❌ Models: 1 failure"
-    assert "*Compared with:* nothing" in text_of(thread.main)
+    assert text_of(thread.main).splitlines()[4:] == [
+        f"• *Compared with:* nothing, so new and known failures cannot be told apart{said}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,41 +360,51 @@ def test_a_workflow_has_its_own_name_also_where_the_profile_knows_only_its_file(
 
 
 def test_failures_are_grouped_by_cause_then_by_shared_error_then_by_entry(profile: Profile):
-    net = "(line 4)  HfHubHTTPError: 429 Client Error: Too Many Requests"
-    failures: Failures = {}
-    for number, entry in enumerate(("a", "b", "c")):
-        shared = (f"{entry}.py::test_shared", f"(line {number})  KeyError: 'layer.{number}'")
-        failures[f"models_{entry}", "single"] = [(f"{entry}.py::test_net", net), shared]
-    failures["models_a", "single"].append(("a.py::test_own", "(line 5)  AssertionError: own"))
+    net, two = "(line 4)  HfHubHTTPError: 429 Client Error: Too Many Requests", "(line 5)  AssertionError: two"
+    failures: Failures = {
+        (f"models_{entry}", "single"): [(f"{entry}.py::test_shared", f"(line {number})  KeyError: 'layer.{number}'")]
+        for number, entry in enumerate("abc")
+    }
+    for entry in "ab":
+        failures[f"models_{entry}", "single"] += [(f"{entry}.py::test_net", net), (f"{entry}.py::test_two", two)]
     profile = profile.model_copy(update={"oncall": {JOB: "the CI team"}})
     thread = thread_of(profile, failures)
-    cause, error, entry = thread.replies
-    assert (cause.text, text_of(cause).splitlines()) == (
-        "3 failures: too many requests",
-        ["🏗 *Too many requests* — 3 failures in 3 entries · infrastructure, probably"]
-        + [
-            line
-            for name in "abc"
-            for line in (f"*{name}*", f"• `{name}.py::test_net` · Single", f"      `{' '.join(net.split())}`")
+    assert {reply.text: text_of(reply).splitlines() for reply in thread.replies} == {
+        "3 failures: KeyError: 'layer.0'": [
+            "`KeyError: 'layer.0'` — 3 failures in 3 entries",
+            "*a*",
+            "• `a.py::test_shared` · Single · line 0",
+            "*b*",
+            "• `b.py::test_shared` · Single · line 1",
+            "*c*",
+            "• `c.py::test_shared` · Single · line 2",
         ],
-    )
-    assert (error.text, text_of(error).splitlines()) == (
-        "3 failures: KeyError: 'layer.0'",
-        ["`KeyError: 'layer.0'` — 3 failures in 3 entries"]
-        + [
-            line
-            for number, name in enumerate("abc")
-            for line in (f"*{name}*", f"• `{name}.py::test_shared` · Single · line {number}")
+        "2 failures: too many requests": [
+            "🏗 *Too many requests* — 2 failures in 2 entries · infrastructure, probably",
+            "*a*",
+            "• `a.py::test_net` · Single",
+            "      `(line 4) HfHubHTTPError: 429 Client Error: Too Many Requests`",
+            "*b*",
+            "• `b.py::test_net` · Single",
+            "      `(line 4) HfHubHTTPError: 429 Client Error: Too Many Requests`",
         ],
-    )
-    assert (entry.text, text_of(entry).splitlines()) == (
-        "1 failure: a",
-        ["*a* — 1 failure", "• `a.py::test_own` · Single", "      `(line 5) AssertionError: own`"],
-    )
+        **{
+            f"1 failure: {entry}": [
+                f"*{entry}* — 1 failure",
+                f"• `{entry}.py::test_two` · Single",
+                "      `(line 5) AssertionError: two`",
+            ]
+            for entry in "ab"
+        },
+    }
+    assert [reply.text[0] for reply in thread.replies] == ["3", "2", "1", "1"]
     assert "KeyError: 'layer.2'" in thread.files[0].content
-    assert not thread_of(
-        profile, {(f"models_{name}", "single"): failures["models_a", "single"] for name in "abc"}
-    ).files
+
+
+def test_an_error_that_is_everywhere_the_same_needs_no_file(profile: Profile):
+    failing = [("t.py::test_a", "(line 1)  KeyError: 'layer.1'")]
+    thread = thread_of(profile, {(f"models_{entry}", "single"): failing for entry in "abc"})
+    assert ([reply.text for reply in thread.replies], thread.files) == (["3 failures: KeyError: 'layer.1'"], [])
 
 
 def test_what_a_message_cuts_is_whole_in_the_file(profile: Profile):
@@ -433,6 +448,7 @@ def test_a_test_that_fails_alike_on_two_devices_is_one_line(profile: Profile):
 
 
 def test_what_people_call_their_tests_and_machines_pings_nobody(profile: Profile):
+    profile = profile.model_copy(update={"oncall": {"`<!here>`": "<!channel>"}})
     hostile = "t.py::test[<!channel> <@U123> `x` & *b*]"
     failing = [(hostile, "(line 1)  E: <https://evil.test|click>"), ("t.py::test_b", "E")]
     failures: Failures = {("models_`<!here>`", "<!here>"): failing, ("models_`<!here>`", "single"): failing[:1]}
