@@ -137,6 +137,15 @@ def test_a_comment_on_a_pull_request_is_compared_with_the_nightly_that_the_wareh
     assert changes(done) == {"test_a": "new_failure"}
 
 
+@pytest.mark.parametrize("event", ["push", "workflow_dispatch"])
+def test_a_push_and_a_run_by_hand_are_compared_with_nothing(inbox: Path, deployment: Deployment, event: str) -> None:
+    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, day=FIRST)
+    put_run(inbox, 102, {"models_bert": (["test_a"], {})}, day=FIRST, event=event)
+    put_run(inbox, 103, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND, event=event)
+    services = deployment()
+    assert changes(process_run(services.source.run(103), services)) == {}
+
+
 def test_runs_that_several_places_know_are_compared_with_once(
     inbox: Path, deployment: Deployment, warehouse_url: str
 ) -> None:

@@ -205,6 +205,7 @@ def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
     assert every.count("✓ passed") == 4
     assert latest.index("✗ failed") < latest.index("✓ passed")  # where it fails comes first
     assert "Daily CI #1302 multi ✓ passed" in every
+    assert {row["device"] for row in client.get(f"/api{html.unescape(link)}&device=multi").json()} == {"multi"}
 
 
 def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:
@@ -239,6 +240,43 @@ def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse
     assert text(page.text).count("killed") > 60
     [test] = client.get("/api/runs/1/tests", params={"folder": "m7", "text": "19607"}).json()["tests"]
     assert test["node_id"] == "19607"
+
+
+def test_a_run_of_which_nothing_was_seen_is_not_green(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    for repository in ("huggingface/transformers", "octo/fork"):
+        warehouse.command(
+            f"INSERT INTO ci_run (repository, run_id, run_attempt, version) VALUES ('{repository}', 1, 1, 1)"
+        )
+    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
+    client = TestClient(app, base_url="http://127.0.0.1")
+    for path, runs in (("/", 2), ("/runs/1", 1)):
+        page = text(client.get(path).text)
+        assert page.count("◐ incomplete") == runs
+        assert page.count("No report of this run was found") == runs
+        assert "all passed" not in page
+    assert len(client.get("/api/runs?limit=1").json()) == 1
+
+
+def test_what_fails_in_a_folder_is_told_with_whom_to_ask(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+    columns = "repository, run_id, run_attempt, version"
+    of_run = "'huggingface/transformers', 1, 1, 1"
+    warehouse.command(f"INSERT INTO ci_run ({columns}) VALUES ({of_run})")
+    warehouse.command(
+        f"INSERT INTO test_outcome ({columns}, test_job, matrix_entry, device, node_id, outcome, message, trace) VALUES"
+        f" ({of_run}, 'run_models_gpu', 'models_bert', 'multi', 'a', 'failed', 'no trace: boom', ''),"
+        f" ({of_run}, 'run_models_gpu', 'models_bert', 'single', 'b', 'error', '', '(line 3)  boom\nwhere'),"
+        f" ({of_run}, 'run_models_gpu', 'models_gpt2', 'single', 'a', 'failed', '', '(line 7)  boom\nthere'),"
+        f" ({of_run}, 'run_examples_gpu', '', 'single', 'out of memory', 'failed', '', '{'x' * 3000}')"
+    )
+    oncall = {"models_bert": "ada", "run_examples_gpu": "linus"}
+    profile = load_profile("transformers").model_copy(update={"oncall": oncall})
+    client = TestClient(create_app(settings_at(tmp_path, warehouse_url), profile), base_url="http://127.0.0.1")
+    page = text(client.get("/runs/1").text)
+    assert "2 models_bert ask ada 1 models_gpt2 1 run_examples_gpu ask linus" in page
+    assert "2 boom 1 no trace: boom" in page
+    assert "3 single 1 multi" in page
+    long = client.get("/api/runs/1/tests?text=OUT+OF+MEM").json()["tests"]
+    assert [len(test["trace"]) for test in long] == [2000]
 
 
 def test_a_history_that_is_longer_than_its_page_says_so(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
@@ -302,6 +340,14 @@ def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> N
     assert response.status_code == 404
     assert "There is no CI run 42" in text(response.text)
     assert client.get("/api/runs/42").json() == {"detail": "There is no CI run 42."}
+
+
+def test_an_address_that_nothing_answers_is_a_page_that_says_so(client: TestClient) -> None:
+    response = client.post("/oot")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+    assert "Nothing here answers POST /oot." in text(response.text)
+    assert "Nothing here answers GET /&lt;b&gt;." in text(client.get("/<b>").text)
+    assert client.get("/api/nothing").json() == {"detail": "Not Found"}
 
 
 @pytest.mark.parametrize(

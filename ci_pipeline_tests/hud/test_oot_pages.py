@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from ci_pipeline.settings import load_oot_settings, load_settings
 from ci_pipeline.warehouse import oot
 from ci_pipeline.warehouse.client import connect, migrate
 from ci_pipeline.warehouse.embedded import Embedded
-from ci_pipeline_tests.hud.oot_rows import HOSTILE, job, put
+from ci_pipeline_tests.hud.oot_rows import HOSTILE, NOW, job, put
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -91,12 +91,39 @@ def test_what_has_not_completed_has_no_pass_rate(warehouse: Client, client: Test
     assert "org/backend ◆ L2 ● 1 running" in text(client.get("/oot/org/backend").text)
 
 
-def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestClient) -> None:
-    put(warehouse, job(), job(event_type="nightly", pr_number=0, check_run_id="2", conclusion="failure"))
+@pytest.mark.parametrize("event_type", ["nightly", "periodic"])
+def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestClient, event_type: str) -> None:
+    put(warehouse, job(), job(event_type=event_type, pr_number=0, delivery_id="night", conclusion="failure"))
     [of_prs] = api(client, "/oot")["backends"]
     [of_nights] = api(client, "/oot", view="nightlies")["backends"]
     assert (of_prs["tally"]["success"], of_prs["tally"]["failure"]) == (1, 0)
     assert (of_nights["tally"]["success"], of_nights["tally"]["failure"]) == (0, 1)
+    assert [row["pr_number"] for row in api(client, "/oot/org/backend")["commits"]] == [7]
+    nights = {"view": "nightlies", "conclusion": "failure"}
+    assert [row["pr_number"] for row in api(client, "/oot/org/backend", **nights)["commits"]] == [0]
+    assert api(client, "/oot/org/backend", conclusion="failure")["commits"] == []
+
+
+def test_a_backend_has_the_level_and_the_last_run_of_its_newest_jobs(warehouse: Client, client: TestClient) -> None:
+    put(
+        warehouse,
+        job(hours_ago=1, conclusion="", check_run_id="3"),
+        job(hours_ago=30, check_run_id="2", downstream_repo_level="L3"),
+        job(hours_ago=60, downstream_repo_level="L1"),
+    )
+    for days in (7, 30):
+        [backend] = api(client, "/oot", days=days)["backends"]
+        assert backend["level"] == "L2"
+        assert datetime.fromisoformat(backend["last_at"]) == NOW - timedelta(hours=30, minutes=-10)
+
+
+def test_many_backends_are_on_several_pages(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, *(job(f"org/b{n:03}", conclusion="failure" if n == 70 else "success") for n in range(101)))
+    first, second, beyond = (api(client, "/oot", page=page) for page in (1, 2, 9))
+    assert [row["downstream_repo"] for row in first["backends"]][:3] == ["org/b070", "org/b000", "org/b001"]
+    assert [row["downstream_repo"] for row in second["backends"]] == ["org/b100"]
+    assert (len(first["backends"]), second["pages"], beyond) == (100, 2, second)
+    assert "Page 1 of 2" in text(client.get("/oot").text)
 
 
 def test_jobs_count_in_the_window_in_which_they_began(warehouse: Client, client: TestClient) -> None:
@@ -139,6 +166,7 @@ def test_averages_leave_out_what_was_not_measured(warehouse: Client, client: Tes
         job(minutes=10, queue_time=30.0),
         job(minutes=20, check_run_id="2"),
         job(conclusion="", check_run_id="3"),
+        job(conclusion="timed_out", minutes=360, check_run_id="4"),  # by us, whenever it really ended
     )
     [backend] = api(client, "/oot")["backends"]
     assert backend["average_duration"] == 900
@@ -229,6 +257,34 @@ def test_a_new_run_counts_over_the_retries_of_an_old_one(warehouse: Client, clie
     assert commit["cells"][0]["newest"]["state"] == "failure"
 
 
+def test_jobs_of_one_name_in_two_workflows_are_two(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(), job(workflow_name="Other", check_run_id="2", conclusion="failure"))
+    found = api(client, "/oot/org/backend")
+    assert found["columns"] == [["CI", "test"], ["Other", "test"]]
+    assert [cell["newest"]["state"] for cell in found["commits"][0]["cells"]] == ["success", "failure"]
+
+
+def test_an_id_that_was_given_twice_shows_both_jobs_each_as_it_is_now(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(conclusion=""))
+    put(warehouse, job(), job(job_name="other", conclusion="failure"), version=2)
+    path = "/oot/org/backend/jobs/delivery-1/1"
+    assert {(of["job"]["job_name"], of["job"]["state"]) for of in api(client, path)} == {
+        ("test", "success"),
+        ("other", "failure"),
+    }
+    for elsewhere in ("/oot/org/backend/jobs/delivery-2/1", "/oot/org/another/jobs/delivery-1/1"):
+        assert client.get(elsewhere).status_code == 404
+
+
+def test_a_filter_is_kept_on_another_page_and_another_filter_begins_on_the_first(
+    warehouse: Client, client: TestClient
+) -> None:
+    put(warehouse, *(job(pr_number=n, delivery_id=f"d{n}", pytorch_head_sha=f"{n:040}") for n in range(1, 62)))
+    links = html.unescape(client.get("/oot/org/backend?job=test&page=2").text)
+    assert 'rel="next" href="/oot/org/backend?job=test&page=3"' in links
+    assert 'href="/oot/org/backend?job=test&days=30"' in links
+
+
 def test_a_red_cell_opens_its_failed_tests(sampled: TestClient) -> None:
     page = sampled.get(f"/oot/{CINDER}?job=test&days=30&view=nightlies").text
     links = re.findall(r'class="bad" href="([^"]+)" aria-label="failure', page)
@@ -255,7 +311,9 @@ def test_filters_find_commits_with_such_a_job(warehouse: Client, client: TestCli
     assert found(conclusion="failure") == {1}
     assert found(conclusion="running") == {3}
     assert found(job="core", conclusion="success") == set()
-    assert found(pr=2) == {2}
+    assert found(pr=2) == found(job="ops", pr=2) == {2}
+    put(warehouse, job(pr_number=3, delivery_id="d3", pytorch_head_sha="3" * 40, job_name="core"), version=2)
+    assert found(conclusion="running") == set()
     assert "No job matches" in text(client.get("/oot/org/backend?job=nothing").text)
     assert "#2" in text(client.get("/oot/org/backend?pr=%232").text)
 
@@ -264,6 +322,7 @@ def test_commits_are_found_by_the_author_of_the_pull_request(warehouse: Client, 
     put(
         warehouse,
         job(pr_author="Ada"),
+        job(job_name="of a sender that does not know it"),
         job(pr_number=8, delivery_id="d2", pytorch_head_sha="b" * 40, check_run_id="2", pr_author="bob"),
         job(pr_number=9, delivery_id="d3", pytorch_head_sha="c" * 40, check_run_id="3"),
     )
@@ -285,6 +344,8 @@ def test_a_job_is_found_however_many_commits_came_after_it(warehouse: Client, cl
     put(warehouse, *(job(**fields) for fields in of_commit))
     [found] = api(client, "/oot/org/backend", conclusion="failure")["commits"]
     assert found["pr_number"] == 1051
+    passed = [api(client, "/oot/org/backend", job="test", page=page)["commits"] for page in (1, 2)]
+    assert [row["pr_number"] for rows in passed for row in rows] == list(range(1, 41))
 
 
 def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClient) -> None:
@@ -421,6 +482,9 @@ def test_pull_requests_of_two_upstreams_are_told_apart(warehouse: Client, client
     assert "theirs" in client.get("/other/upstream/pull/7").text
     assert api(client, "/pr/7")["other_upstreams"] == ["other/upstream"]
     assert api(client, "/pr/7", upstream="other/upstream")["head_sha"] == "b" * 40
+    put(warehouse, job(upstream_repo="other/upstream", delivery_id="d3", pr_number=8))
+    assert api(client, "/pr/8")["upstream_repo"] == "other/upstream"
+    assert api(client, "/pr/9")["upstream_repo"] == UPSTREAM
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------
@@ -532,10 +596,13 @@ def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Cli
     )
     with TestClient(create_server(settings, load_profile("transformers")), base_url="http://127.0.0.1") as client:
         assert client.post("/github/callback", json={}).status_code == 401
+        assert client.post("/github/callback/", json={}).status_code == 401
+        assert client.get("/github/callback").status_code == 405
         assert client.post("/api/oot/results", json={}).status_code == 401
         assert client.get("/readyz").status_code == 200
         metrics = client.get("/metrics").text
-    assert 'oot_requests_total{path="/github/callback",status="401"} 1.0' in metrics
+    assert 'oot_requests_total{path="/github/callback",status="401"} 2.0' in metrics
+    assert 'status="405"' not in metrics
     assert 'oot_request_seconds_count{path="/api/oot/results"} 1.0' in metrics
     assert re.search(r"^oot_replication_lag_seconds [\d.e-]+$", metrics, re.MULTILINE)
     assert re.search(r"^oot_arrived_timestamp_seconds 1\.\d+e\+09$", metrics, re.MULTILINE)
