@@ -257,7 +257,7 @@ def test_the_main_message_says_what_where_since_when_and_whose(profile: Profile)
         RunDiffRow(JOB, *single, f"t.py::{change}", change, previous.run.run_id)
         for change in ("fixed", "newly_skipped", "vanished", "vanished")
     ]
-    oncall = {"`bert`": "U012ABCDEF", "trainer": "S0123456789", JOB: "the <CI> team"}
+    oncall = {"`bert`": "S0123456789", JOB: "the <CI> team"}
     thread = messages(replace(report, diff=[*report.diff, *gone]), profile.model_copy(update={"oncall": oncall}))
     runs = "https://github.com/huggingface/transformers/actions/runs"
     commit = f"https://github.com/huggingface/transformers/commit/{RUN.head_sha}"
@@ -273,7 +273,7 @@ def test_the_main_message_says_what_where_since_when_and_whose(profile: Profile)
         f"• *Not only here:* all fail in the <{runs}/7|AMD CI run 7> of 9 Nov 2025 too",
         f"• *Only here:* 1 of 5 failures, not in the <{runs}/8|Nvidia CI run #1202> of 9 Nov 2025",
         "• *Infrastructure, probably:* 1 of 5 failures (1 out of memory)",
-        "• *Ask:* <@U012ABCDEF> (`bert`), <!subteam^S0123456789> (trainer)",
+        "• *Ask:* <!subteam^S0123456789> (`bert`), the &lt;CI&gt; team",
         f"• *Compared with:* <{runs}/18990000001|previous run #1202> of 9 Nov 2025",
         "• *Warnings:* 1",
         "```",
@@ -288,13 +288,14 @@ def test_the_main_message_says_what_where_since_when_and_whose(profile: Profile)
         "```",
         "CI run",
     ]
-    bert, _ = map(text_of, thread.replies)
+    bert, other = map(text_of, thread.replies)
     assert bert.splitlines()[:2] == [
-        "*`bert`* — 4 failures, 1 new · ask <@U012ABCDEF>",
+        "*`bert`* — 4 failures, 1 new · ask <!subteam^S0123456789>",
         f"🆕 `{new[0]}` · Single · only here",
     ]
     assert f"• `{old[0]}` · Single since 9 Nov 2025; Multi since 1 Oct 2025\n" in bert
     assert f"• `{changed[0]}` · Single since 9 Nov 2025 · another error than before\n" in bert
+    assert other.splitlines()[0] == "*trainer* — 1 failure"
 
 
 def test_a_table_shows_the_entries_with_most_failures(profile: Profile):
@@ -318,6 +319,10 @@ def test_what_was_not_seen_is_cut_in_the_message_and_whole_in_the_file(profile: 
     for cut, shown in ((problems[:10], problems[:8]), (problems[10:], problems[10:18])):
         assert thread_of(profile, green, problems=cut).files
         assert not thread_of(profile, green, problems=shown).files
+    long = [Problem(f"{'x' * 100}{n}", f"{'y' * 199}{n % 8}") for n in range(32)]
+    thread_of_long = thread_of(profile, green, problems=long)
+    assert [len(block["text"]["text"]) < 2000 for block in thread_of_long.main.blocks[2:3]] == [True]
+    assert (text_of(thread_of_long.main).splitlines()[-2], len(thread_of_long.files)) == ("…", 1)
     assert all(f"not seen: {problem.subject}: {problem.reason}\n" in thread.files[0].content for problem in problems)
 
 

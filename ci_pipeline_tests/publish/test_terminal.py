@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -55,8 +56,54 @@ def test_it_fits_the_terminal_and_says_everything(width: int):
     assert "≡ failures.txt (2 lines)" in text
 
 
-def test_a_code_block_keeps_its_columns():
-    assert any(line.startswith("│ Single  Multi") for line in drawn(THREAD, 60))
+def section(text: str, kind: str = "mrkdwn", **more: Any) -> dict[str, Any]:
+    return {"type": "section", "text": {"type": kind, "text": text}, **more}
+
+
+def test_a_message_is_drawn_as_slack_shows_it():
+    button = {"type": "button", "text": {"type": "plain_text", "text": "Open"}, "url": "https://x.test"}
+    context = [{"type": "mrkdwn", "text": text} for text in ("*<https://x.test|run>*", "main")]
+    blocks = [
+        {"type": "header", "text": {"type": "plain_text", "text": "✅ *as it is*"}},
+        {"type": "context", "elements": context},
+        section("• *New:* one two three four five six seven\n🆕 `a_b`\nplain _text_"),
+        section(f"before\n```\nSingle  {'x' * 40}\n     1  y\n```"),
+        section("2 * 3 <b>", "plain_text", accessory=button),
+        {"type": "actions", "elements": [button, {**button, "url": ""}]},
+    ]
+    replies = [SlackMessage(str(n), f"reply {n} {'long ' * 9}") for n in range(10)]
+    thread = SlackThread(SlackMessage("main", "✅ green", blocks), replies, [SlackFile("f.txt", "t", "a\n" * 1500)])
+    assert drawn(thread, 36) == [
+        "╭──────────────────────────────────╮",
+        "│ ✅ *as it is*                    │",
+        "│ run                              │",
+        "│ main                             │",
+        "│                                  │",
+        "│ • New: one two three four five   │",
+        "│   six seven                      │",
+        "│ 🆕 a_b                           │",
+        "│ plain text                       │",
+        "│                                  │",
+        "│ before                           │",
+        "│ Single  xxxxxxxxxxxxxxxxxxxxxxx… │",
+        "│      1  y                        │",
+        "│                                  │",
+        "│ 2 * 3 <b>                        │",
+        "│ [ Open ]                         │",
+        "│                                  │",
+        "│ [ Open ]                         │",
+        "╰──────────────────────────────────╯",
+        *(f"  ▸ reply {n} long long long long lon…" for n in range(10)),
+        "  ≡ f.txt (1,500 lines)",
+    ]
+    assert cell_len(drawn(thread, 200)[0]) == 110
+
+
+def test_what_is_styled_in_slack_is_styled_in_the_terminal():
+    file = io.StringIO()
+    thread = SlackThread(SlackMessage("main", "*b* _i_ ~s~ `c`"))
+    draw(thread, Console(file=file, force_terminal=True, color_system="standard"))
+    assert "\x1b[1mb\x1b[0m \x1b[3mi\x1b[0m \x1b[9ms\x1b[0m \x1b[36mc\x1b[0m" in file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +119,3 @@ def test_the_frame_has_the_colour_of_the_verdict(verdict: str, colour: int):
     file = io.StringIO()
     draw(SlackThread(SlackMessage("main", verdict)), Console(file=file, force_terminal=True, color_system="standard"))
     assert file.getvalue().startswith(f"\x1b[{colour}m╭")
-
-
-def test_a_message_without_blocks_is_drawn_too():
-    assert "plain" in "\n".join(drawn(SlackThread(SlackMessage("main", "plain")), 60))
