@@ -195,9 +195,33 @@ def test_a_suite_that_is_in_two_files_counts_once(report_of: Reader) -> None:
 
 def test_a_file_of_all_suites_adds_those_that_no_other_file_has(report_of: Reader) -> None:
     suite = '<testsuite name="a" time="1" timestamp="t"><testsuite name="inner"/><testcase name="x"/></testsuite>'
-    other = '<testsuite name="b" time="2" timestamp="t"><testcase name="y"/></testsuite>'
-    report = report_of({"TEST-a.xml": suite, "TESTS.xml": f"<testsuites>{suite}{other}</testsuites>"})
-    assert report.counts == Counts(2, seconds=3.0)
+    others = "".join(f'<testsuite name="{n}" time="{n}"><testcase name="y"/></testsuite>' for n in (2, 4))
+    report = report_of({"TEST-a.xml": suite, "TESTS.xml": f"<testsuites>{suite}{others}</testsuites>"})
+    assert report.counts == Counts(3, seconds=7.0)
+
+
+@pytest.mark.parametrize(("clock", "tests"), [('time="1"', 1), ('timestamp="t"', 1), ("", 2)])
+def test_a_suite_that_looks_like_another_is_a_copy_if_it_has_a_clock(report_of: Reader, clock: str, tests: int) -> None:
+    suite = f'<testsuite name="a" {clock}><testcase name="x" time="0"/></testsuite>'
+    report = report_of({"a.xml": suite, "b.xml": suite})
+    assert report.counts
+    assert report.counts.passed == tests
+
+
+@pytest.mark.parametrize("differs", ["name", "timestamp", "time", "tests", "failures", "errors"])
+def test_a_suite_that_differs_from_another_is_no_copy(report_of: Reader, differs: str) -> None:
+    suite = (
+        '<testsuite name="1" timestamp="1" time="1" tests="1" failures="1" errors="1"><testcase name="x"/></testsuite>'
+    )
+    report = report_of({"a.xml": suite, "b.xml": suite.replace(f' {differs}="1"', f' {differs}="2"')})
+    assert report.counts
+    assert report.counts.passed == 2
+
+
+def test_a_failure_behind_much_output_is_a_failure(report_of: Reader) -> None:
+    output = f"<system-out>{'x' * 200_000}</system-out>"
+    case = f'<testcase name="x">{output}<failure message="E: m"/></testcase>'
+    assert report_of({"a.xml": f"<testsuite>{case}</testsuite>"}).counts == Counts(failed=1)
 
 
 def test_a_suite_of_the_same_name_that_failed_is_no_copy(report_of: Reader) -> None:
