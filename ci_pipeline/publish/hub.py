@@ -98,7 +98,7 @@ class HubClient:
     def _card_is_ours(self, repo_id: str) -> bool:
         """Whether there is no card, or one that `dataset_card` made. Where nobody can tell, it is a person's."""
         import httpx2
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
         _api(self._endpoint, self._token)
@@ -109,7 +109,7 @@ class HubClient:
             return CARD_MARK in response.text
         except (EntryNotFoundError, RepositoryNotFoundError):
             return True
-        except (HfHubHTTPError, httpx2.HTTPError):
+        except httpx2.HTTPError:
             log.debug("Cannot read the dataset's card", exc_info=True)
             return False
 

@@ -74,6 +74,8 @@ def test_processed_again_the_thread_is_edited(either: Slack, ledger: Ledger, run
     delivered = deliver(changed, run, "run_models_gpu", "#ci", slack=either, ledger=ledger)
     assert sorted(texts(either)) == sorted(["3 failures", "now 2", "about models_t5", "failures.txt"])
     assert delivered.detail == "#ci: 1 posted, 3 edited, 1 removed"
+    again = deliver(changed, run, "run_models_gpu", "#ci", slack=either, ledger=ledger)
+    assert again.detail == "#ci: nothing changed"
 
 
 def test_a_later_attempt_edits_the_message_and_an_earlier_one_does_not(either: Slack, ledger: Ledger, run: CiRun):
@@ -125,6 +127,27 @@ def test_a_reply_that_somebody_deleted_is_posted_anew_and_nothing_else(
     changed = replace(THREAD, replies=[message("models_bert", "now 2"), message("models_vit")])
     assert deliver(changed, run, "models", "#ci", slack=slack, ledger=ledger).detail == "#ci: 1 posted"
     assert sorted(texts(slack)) == sorted(["2 failures", "now 2", "about models_vit", "failures.txt"])
+
+
+@pytest.mark.parametrize("reason", ["cant_update_message", "edit_window_closed"])
+def test_a_reply_that_may_not_be_edited_is_posted_anew(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun, reason: str
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    slack_server.fail("chat.update", status=200, body={"ok": False, "error": reason})
+    changed = replace(THREAD, replies=[message("models_bert", "now 2"), message("models_vit")])
+    assert deliver(changed, run, "models", "#ci", slack=slack, ledger=ledger).detail == "#ci: 1 posted"
+    assert texts(slack)[-1] == "now 2"
+
+
+def test_an_edit_that_slack_refuses_for_another_reason_posts_nothing(
+    slack: SlackClient, slack_server: SlackServer, ledger: Ledger, run: CiRun
+):
+    deliver(THREAD, run, "models", "#ci", slack=slack, ledger=ledger)
+    slack_server.fail("chat.update", status=200, body={"ok": False, "error": "is_archived"})
+    with pytest.raises(SlackRefused, match="is_archived"):
+        deliver(replace(THREAD, main=message("main", "green")), run, "models", "#ci", slack=slack, ledger=ledger)
+    assert len(slack_server.channel()) == 4
 
 
 def test_a_reply_that_may_not_be_deleted_stays_and_holds_up_nothing(
