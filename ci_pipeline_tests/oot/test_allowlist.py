@@ -35,6 +35,11 @@ def test_the_four_levels():
     ]
 
 
+def test_nobody_need_be_on_call():
+    listed = parse_allowlist("L3: {gpu: {org/a: }}\nL4:\n- org/b:\n- org/c: ' , '")
+    assert [entry.oncalls for entry in listed] == [(), (), ()]
+
+
 def test_a_repository_is_found_whatever_its_case():
     assert parse_allowlist("L2: [Org/Backend]").find("org/BACKEND") == Entry("Org/Backend", "L2")
 

@@ -310,8 +310,9 @@ def test_a_key_that_is_none_is_one_line_before_the_start(
         create_relay(settings.model_copy(update=app), "org/upstream")
 
 
-def test_without_an_app_a_webhook_of_github_is_to_be_sent_again(settings: OotSettings):
-    changed = settings.model_copy(update={"github_webhook_secret": SecretStr(SECRET)})
+@pytest.mark.parametrize("half", [{}, {"github_app_id": "1"}])
+def test_without_an_app_a_webhook_of_github_is_to_be_sent_again(settings: OotSettings, half: dict[str, str]):
+    changed = settings.model_copy(update={"github_webhook_secret": SecretStr(SECRET), **half})
     with TestClient(create_relay(changed, "org/upstream")) as client:
         answer = webhook(client, pull_request())
         assert answer.status_code == 503

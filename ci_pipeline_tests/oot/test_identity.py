@@ -126,6 +126,7 @@ def test_the_scheme_minds_no_case(issuer: OidcServer):
         pytest.param(lambda _: "a.b.c", id="no JWT"),
         pytest.param(lambda _: "é.é.é", id="no ASCII"),
         pytest.param(lambda _: "W10.W10.W10", id="JWT of lists"),
+        pytest.param(lambda _: "W1tb" * 10_000 + ".W10.W10", id="lists in lists without end"),
         pytest.param(lambda _: "", id="empty"),
         pytest.param(lambda issuer: issuer.token() + ".x", id="four parts"),
         pytest.param(lambda issuer: issuer.token()[:-30], id="cut"),
@@ -271,7 +272,7 @@ def test_remembered_tokens_are_bounded(issuer: OidcServer, monkeypatch: pytest.M
     known = verifier(issuer)
     for n in range(10):
         identity(known, issuer.token(jti=str(n)))
-    assert len(known._verified) <= 3  # pyright: ignore[reportPrivateUsage]
+    assert 1 <= len(known._verified) <= 3  # pyright: ignore[reportPrivateUsage]
 
 
 # --- Buildkite ------------------------------------------------------------------------------------------------------

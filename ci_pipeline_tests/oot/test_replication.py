@@ -444,6 +444,15 @@ def test_reconciliation_finds_and_repairs_what_is_missing_or_different(store: St
     assert (again.jobs, again.missing, again.different) == (4, (), ())
 
 
+def test_reconciliation_names_what_it_could_not_repair(store: Store, warehouse: Client) -> None:
+    refuse(warehouse, "job_name = 'evil'")
+    store.write(record(key="key-1", job_name="evil")).result()
+    store.write(record(key="key-2")).result()
+    found = reconcile(store, warehouse, TODAY, LATER)
+    assert (found.jobs, sorted(found.missing), found.refused) == (2, ["key-1", "key-2"], ("key-1",))
+    assert rows(warehouse) == [("key-2", "in_progress")]
+
+
 def test_reconciliation_looks_at_the_day_that_it_is_asked_for_alone(store: Store, warehouse: Client) -> None:
     store.write(record()).result()
     assert reconcile(store, warehouse, TODAY - timedelta(days=1), TODAY).jobs == 0
