@@ -362,3 +362,16 @@ def test_the_outbox_is_laid_out_for_readers(ledger: Ledger, run: CiRun, tmp_path
     assert {p.parent for p in page.parent.iterdir()} == {page.parent}
     assert json.loads((page.parent / "main.json").read_text())["text"] == "1 failure"
     assert not (tmp_path.parent / "etc").exists()
+
+
+def test_the_outbox_shows_a_thread_as_it_is_now(ledger: Ledger, run: CiRun, tmp_path: Path):
+    outbox = SlackOutbox(tmp_path)
+    first = SlackThread(message("main", "2 failures"), [message(key) for key in "abcd"])
+    deliver(first, run, "models", "#ci", slack=outbox, ledger=ledger)
+    second = SlackThread(message("main", "1 failure"), [message("b", "now 2"), *(message(key) for key in "cde")])
+    page = Path(deliver(second, run, "models", "#ci", slack=outbox, ledger=ledger).url)
+    assert page == tmp_path / "slack" / "ci" / str(run.run_id) / "models" / "thread.md"
+    assert page.read_text().split("\n\n---\n\n") == ["1 failure", "now 2", "about c", "about d", "about e\n"]
+    replies = ["0002-b.json", "0003-c.json", "0004-d.json", "0005-e.json"]
+    assert sorted(path.name for path in page.parent.iterdir()) == [*replies, "main.json", "thread.md"]
+    assert json.loads(page.with_name("main.json").read_bytes())["channel"] == "#ci"
