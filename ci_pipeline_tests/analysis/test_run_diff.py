@@ -127,6 +127,8 @@ def test_the_same_error_with_other_numbers_is_still_failing(before: str, now: st
         ("Failed: Timeout >300.0s", "AssertionError"),
         ("ValueError: no such key", "ValueError: no such keyring"),
         ("ValueError: no such key...", "ValueError: no such ketchup"),
+        ("ValueError: no such ketchup", "ValueError: no such key..."),
+        ("ValueError: no such...", "KeyError: no such key"),
     ],
 )
 def test_another_error_than_before_is_a_changed_error(before: str, now: str) -> None:

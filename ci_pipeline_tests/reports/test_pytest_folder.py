@@ -538,7 +538,7 @@ def test_what_a_child_session_lists_is_no_failing_test(report_of: Callable[..., 
     assert [o.node_id for o in report.outcomes] == ["t.py::test_a", "t.py::test_z"]
 
 
-@pytest.mark.parametrize("ended", [f"{CHILD}== 2 failed in 0.03s ==\n", "== 2 failed in 0.03s ==\n", "E: z\n"])
+@pytest.mark.parametrize("ended", [f"{CHILD}== 2 failed in 0.03s ==\n", "E: z\n== 2 failed in 0.03s ==\n", "E: z\n"])
 def test_a_child_session_that_was_killed_hides_no_failing_test(
     report_of: Callable[..., TestReport], ended: str
 ) -> None:
