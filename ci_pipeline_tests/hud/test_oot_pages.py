@@ -105,16 +105,25 @@ def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestC
 
 
 def test_a_backend_has_the_level_and_the_last_run_of_its_newest_jobs(warehouse: Client, client: TestClient) -> None:
+    yesterday = (NOW - NOW.replace(hour=0, minute=0, second=0)) / timedelta(hours=1) + 24
     put(
         warehouse,
-        job(hours_ago=1, conclusion="", check_run_id="3"),
-        job(hours_ago=30, check_run_id="2", downstream_repo_level="L3"),
-        job(hours_ago=60, downstream_repo_level="L1"),
+        job(hours_ago=yesterday - 12, conclusion="", check_run_id="4"),
+        job(hours_ago=yesterday - 10),
+        job(hours_ago=yesterday - 8, check_run_id="2", downstream_repo_level="L1"),
+        job(hours_ago=yesterday + 8, check_run_id="3", downstream_repo_level="L3"),
     )
-    for days in (7, 30):
-        [backend] = api(client, "/oot", days=days)["backends"]
-        assert backend["level"] == "L2"
-        assert datetime.fromisoformat(backend["last_at"]) == NOW - timedelta(hours=30, minutes=-10)
+    [backend] = api(client, "/oot")["backends"]
+    assert backend["level"] == "L2"
+    assert datetime.fromisoformat(backend["last_at"]) == NOW - timedelta(hours=yesterday - 10, minutes=-10)
+
+
+def test_the_page_of_a_backend_is_about_no_other(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job("org/another", conclusion="failure"), job())
+    for filters in ({}, {"job": "test"}):
+        found = api(client, "/oot/org/backend", **filters)
+        assert (found["health"]["downstream_repo"], found["health"]["tally"]["total"]) == ("org/backend", 1)
+        assert [commit["tally"]["failure"] for commit in found["commits"]] == [0]
 
 
 def test_many_backends_are_on_several_pages(warehouse: Client, client: TestClient) -> None:
