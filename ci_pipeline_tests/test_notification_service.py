@@ -140,6 +140,40 @@ def test_example_3_an_error_of_the_infrastructure(services: RecordedServices) ->
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ({}, "There was an issue running the tests."),
+        ({"runner_failed": True}, "CI runners have problems! Tests are not run."),
+        ({"setup_failed": True}, "Setup job failed. Tests are not run."),
+    ],
+)
+def test_an_error_out_says_what_failed(services: RecordedServices, reason: dict[str, bool], said: str) -> None:
+    notification_service.Message.error_out("Nightly CI", **reason)
+    assert blocks(services.messages[0]) == ["Nightly CI", f"[FAIL] {said}", "Let's fix it ASAP!"]
+
+
+def test_a_message_counts_warnings_and_what_is_unique_to_this_run(services: RecordedServices) -> None:
+    other = (9, {"ci_results_run_models_gpu": {"model_results.json": json.dumps(failing(OLD))}})
+    warnings = ["huggingface_hub is old", "torch is too"]
+    message = notification_service.Message("title", "", failing(OLD, NEW), {}, warnings, None, [other])
+    said = [block["text"]["text"] for block in json.loads(message.payload)]
+    assert said[-2:] == [
+        "There are 2 warnings being selected.\n1 of them are from `huggingface_hub`.",
+        "*There are 1 failed tests unique to this run*\n\n"
+        "(compared to run: <https://github.com/huggingface/transformers/actions/runs/9|9>)",
+    ]
+
+
+@pytest.mark.parametrize(("job", "modules"), [("run_quantization_torch_gpu", "quantization"), ("", "model")])
+def test_a_message_is_about_the_job_of_its_step(
+    services: RecordedServices, monkeypatch: pytest.MonkeyPatch, job: str, modules: str
+) -> None:
+    monkeypatch.setenv("CI_TEST_JOB", job)
+    payload = notification_service.Message("title", "", failing(OLD), {}).payload
+    assert f"These following {modules} modules had failures" in payload
+
+
 def test_example_4_comparing_with_a_previous_run(services: RecordedServices) -> None:
     from get_previous_daily_ci import get_last_daily_ci_reports  # pyright: ignore
     from notification_service import Message  # pyright: ignore
@@ -212,7 +246,9 @@ def test_example_7_new_failures_for_slack_and_for_a_file(services: RecordedServi
         prev_ci_artifacts=(1, prev_artifacts), with_header=False, to_truncate=False
     )
     assert len(new_failure_blocks) == 2
-    assert new_failure_blocks[0]["text"]["text"].endswith("(compared to previous run)")
+    assert message.get_new_model_failure_blocks(prev_artifacts) == new_failure_blocks
+    assert new_failure_blocks[0]["text"]["text"] == "*There are 100 new failed tests*\n\n(compared to previous run)"
+    assert len(complete_failures) == 1
     assert new_failure_blocks[-1]["text"]["text"].endswith("[Truncated]")
     assert complete_failures[-1]["text"]["text"].count("\n\n") == len(tests)
     known = {"ci_results_run_models_gpu": {"model_results.json": json.dumps(failing(OLD, *tests))}}
