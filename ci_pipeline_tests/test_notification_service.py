@@ -247,12 +247,21 @@ def test_example_7_new_failures_for_slack_and_for_a_file(services: RecordedServi
     )
     assert len(new_failure_blocks) == 2
     assert message.get_new_model_failure_blocks(prev_artifacts) == new_failure_blocks
+    assert message.get_new_model_failure_blocks((None, prev_artifacts)) == new_failure_blocks
     assert new_failure_blocks[0]["text"]["text"] == "*There are 100 new failed tests*\n\n(compared to previous run)"
     assert len(complete_failures) == 1
     assert new_failure_blocks[-1]["text"]["text"].endswith("[Truncated]")
     assert complete_failures[-1]["text"]["text"].count("\n\n") == len(tests)
     known = {"ci_results_run_models_gpu": {"model_results.json": json.dumps(failing(OLD, *tests))}}
     assert message.get_new_model_failure_blocks(known) == []
+
+
+@pytest.mark.parametrize(("known", "blocks"), [([OLD], 0), ([], 2)])
+def test_a_test_that_has_no_matrix_is_compared_by_its_name(known: list[str], blocks: int) -> None:
+    now, before = (failing(*tests)["models_bert"] | {"failed": {"single": len(tests)}} for tests in ([OLD], known))
+    message = notification_service.Message("title", "", {}, {"PyTorch pipelines": now})
+    earlier = {"ci_results_run_pipelines_torch_gpu": {"torch_pipeline_results.json": json.dumps(before)}}
+    assert len(message.get_new_model_failure_blocks(earlier)) == blocks
 
 
 @pytest.mark.parametrize("nothing", [None, (None, None), (1, {}), (1, {"ci_results_run_models_gpu": {"a.txt": "b"}})])
