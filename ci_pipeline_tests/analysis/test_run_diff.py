@@ -185,7 +185,9 @@ def test_one_killed_part_of_a_split_job_leaves_open_what_vanished() -> None:
 
 def test_a_test_that_a_complete_report_does_not_name_has_vanished() -> None:
     before = earlier({A: "x"}, {B: "passed", C: "passed", f"{FILE}::lost": "rerun"})
-    rows = run_diff(JOB, [a_report((B, "error"))], before, ())
+    counts = Counts(errors=1, xfailed=1, xpassed=1)
+    report = a_report((B, "error"), (f"{FILE}::known", "xfailed"), (f"{FILE}::mended", "xpassed"), counts=counts)
+    rows = run_diff(JOB, [report], before, ())
     assert changes(rows) == {B: "new_failure", A: "vanished", C: "vanished"}
 
 

@@ -110,7 +110,8 @@ def test_a_diff_becomes_a_table_and_none_an_empty_one() -> None:
 def test_since_when_a_test_fails_is_taken_over_from_the_run_before() -> None:
     row = RunDiffRow("run_models_gpu", "models_bert", "single", "t.py::t", "still_failing", 7, 7, None, "a", "a")
     before = run_diff_table(RUN, [row._replace(since_run_id=5, since=RUN.created_at)])
-    assert with_since(run_diff_table(RUN, [row]), before).to_pylist()[0]["since_run_id"] == 5
+    (found,) = with_since(run_diff_table(RUN, [row]), before).to_pylist()
+    assert (found["since_run_id"], found["since"]) == (5, RUN.created_at)
     changed = run_diff_table(RUN, [row._replace(change="changed_error", since_run_id=4)])
     assert with_since(run_diff_table(RUN, [row]), changed).to_pylist()[0]["since_run_id"] == 4
     unknown = with_since(run_diff_table(RUN, [row]), run_diff_table(RUN, []))
