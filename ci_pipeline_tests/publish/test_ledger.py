@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci_pipeline.publish.ledger import Ledger, name_of
+from ci_pipeline.publish.ledger import Delivered, Ledger, name_of
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -29,6 +29,12 @@ def test_an_entry_is_written_read_replaced_listed_and_removed(ledger: Ledger):
     assert ledger.names("slack/sent") == ["slack/sent/x/b"]
     with ledger.lock("slack/sent/a"):
         pass
+
+
+def test_what_became_of_a_delivery_is_one_line():
+    delivered = Delivered("hub", "https://hub.test/tree/1", "2 files")
+    assert delivered.about("files") == "files: hub https://hub.test/tree/1 (2 files)"
+    assert Delivered("pending").about("thread") == "thread: pending"
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path):
