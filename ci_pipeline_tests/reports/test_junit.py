@@ -238,10 +238,19 @@ def test_reports_in_folders_are_found(report_of: Reader, folder: str) -> None:
     assert sorted(o.node_id for o in report.outcomes) == ["acme.com/pkg::TestB", "com.acme.BarTest::fails"]
 
 
-def test_a_report_of_pytest_is_read_even_where_xml_lies_beside_it(report_of: Reader) -> None:
-    report = report_of({"junit.xml": GO}, summary_short="FAILED tests/test_a.py::test_a - ValueError: text")
-    assert [o.node_id for o in report.outcomes] == ["tests/test_a.py::test_a"]
-    assert report.problems[0].reason.endswith("stats.txt is missing")
+@pytest.mark.parametrize(
+    ("file", "text", "missing"),
+    [
+        ("summary_short.txt", "FAILED tests/test_a.py::test_a - ValueError: text", "stats.txt is missing"),
+        ("stats.txt", "= 1 passed in 1.00s =", "summary_short.txt is missing"),
+    ],
+)
+def test_a_report_of_pytest_is_read_even_where_xml_lies_beside_it(
+    report_of: Reader, file: str, text: str, missing: str
+) -> None:
+    report = report_of({"junit.xml": GO, file: text})
+    assert [o.node_id for o in report.outcomes] == ["tests/test_a.py::test_a"] * text.startswith("FAILED")
+    assert report.problems[0].reason.endswith(missing)
 
 
 @pytest.mark.parametrize(
