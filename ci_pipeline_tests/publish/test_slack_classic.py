@@ -220,13 +220,14 @@ def test_a_killed_job_makes_the_report_incomplete() -> None:
     killed = [
         Problem("a", "the job was killed", "single", "run_models_gpu", "models_bert"),
         Problem("b", "the job was killed", "multi", "run_models_gpu", "models_bert"),
+        Problem("c", "the job was killed", "multi", "run_models_gpu", "models_vit"),
         Problem("job links could not be read", "403 rate limit"),
     ]
     main = report({"models_bert": result(error=True, success=0, time_spent=[])}, problems=killed).main()
     assert main.text == "Incomplete: 0 failures out of 0 tests,"
     (summary,) = texts(main)[1:]
     assert summary.splitlines() == [
-        "[INCOMPLETE] models_bert (single, multi): the job was killed",
+        "[INCOMPLETE] models_bert (single, multi), models_vit (multi): the job was killed",
         "[INCOMPLETE] job links could not be read: 403 rate limit",
         "There were 0 failures, out of 0 tests.",
         "[ERROR] There were 1 jobs errored out (not producing test output files).",
@@ -239,6 +240,7 @@ def test_a_thousand_killed_jobs_leave_room_for_the_totals() -> None:
     main = report({"models_bert": result()}, problems=killed).main()
     check_limits(main)
     assert "out of 10 tests" in texts(main)[1]
+    assert texts(main)[1].endswith("The suite ran in 0h1m1s.")
 
 
 def test_a_job_without_a_matrix_is_reported_under_the_name_of_its_test() -> None:
@@ -252,6 +254,11 @@ def test_a_job_without_a_matrix_is_reported_under_the_name_of_its_test() -> None
     (reply,) = classic.replies()
     assert reply.text == "Results for Kernels"
     assert texts(reply)[:2] == ["KERNELS (SINGLE-GPU)", "Number of failures: 2"]
+    green: dict[str, JobResult] = {"run_kernels_gpu": {"failed": {"single": 0}, "success": 3}}
+    assert len(report(green, "run_kernels_gpu").main().blocks) == 2
+    expired = Problem("multi-gpu_run_kernels_gpu_test_reports", "expired", "multi", "run_kernels_gpu")
+    incomplete = texts(report(green, "run_kernels_gpu", problems=[expired]).main())[1]
+    assert incomplete.startswith("[INCOMPLETE] Kernels (multi): expired\n")
 
 
 def test_warnings_of_the_highlighted_package_are_counted_apart() -> None:
