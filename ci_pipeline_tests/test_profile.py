@@ -47,6 +47,7 @@ def test_the_first_rule_that_fits_names_the_category():
         (b'name = "\xff"', "TOML: .*0xff"),
         (b'name = "x"', "repository"),
         (b'name = "x"\nrepositry = "a/b"', "repositry"),
+        (b"workflows = [{ id = 1, colour = 1 }]", r": workflows\.0\.colour: "),
         (b'name = "x"\nrepository = "a/b"\ncategories = []\ncolour = 1\n[devices]\n[test_jobs]', "colour"),
     ],
 )
@@ -59,7 +60,7 @@ def test_a_file_that_is_no_profile_is_one_line_that_names_what_is_wrong(tmp_path
 
 
 def test_an_unknown_profile_names_the_known_ones():
-    with pytest.raises(SettingsError, match="pytorch, transformers"):
+    with pytest.raises(SettingsError, match="'tensorflow': name one of pytorch, transformers, or the path"):
         load_profile("tensorflow")
 
 

@@ -17,7 +17,7 @@ _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _NOT_RED = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN) ")
 _DURATION = re.compile(rb"(?m)^(\d{1,9}\.\d+)s (?:setup|call|teardown) +(\S.*)$")
 _PASSED = re.compile(rb"\nPASSED ([^\n]+)")
-_FOLDED_SKIPS = re.compile(rb"\nSKIPPED \[\d+\] ([^\n]+?(?::\d+)?)(?:: ([^\n]*)|(?=\n|\Z))")
+_FOLDED_SKIPS = re.compile(rb"(?m)^SKIPPED \[\d+\] (.+?)(?:: (.*))?$")
 
 
 class _Folder:
