@@ -106,6 +106,7 @@ def test_nightlies_are_apart_from_pull_requests(warehouse: Client, client: TestC
 
 def test_a_backend_has_the_level_and_the_last_run_of_its_newest_jobs(warehouse: Client, client: TestClient) -> None:
     yesterday = (NOW - NOW.replace(hour=0, minute=0, second=0)) / timedelta(hours=1) + 24
+    put(warehouse, job(hours_ago=yesterday - 12, conclusion="", check_run_id="5", downstream_repo_level="L4"))
     put(
         warehouse,
         job(hours_ago=yesterday - 12, conclusion="", check_run_id="4"),
@@ -328,10 +329,10 @@ def test_filters_find_commits_with_such_a_job(warehouse: Client, client: TestCli
 
 
 def test_commits_are_found_by_the_author_of_the_pull_request(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(job_name="of a sender that does not know it"))
     put(
         warehouse,
         job(pr_author="Ada"),
-        job(job_name="of a sender that does not know it"),
         job(pr_number=8, delivery_id="d2", pytorch_head_sha="b" * 40, check_run_id="2", pr_author="bob"),
         job(pr_number=9, delivery_id="d3", pytorch_head_sha="c" * 40, check_run_id="3"),
     )
