@@ -106,3 +106,9 @@ def test_a_message_becomes_a_markdown_page():
         "## 1 failure\n\n[run](https://x.test) · main\n\n**a**  \n```\nn  x\n```\n\n"
         "2 * 3\n\n[Go](https://x.test)\n\n[Go](https://x.test) · [Go](https://x.test)\n"
     )
+
+
+def test_styles_become_markdowns_and_text_stays_text():
+    text = "`a_b` _soon_ *now* x_y 2*3 &lt;b&gt; [z]"
+    page = to_markdown([{"type": "section", "text": {"type": "mrkdwn", "text": text}}])
+    assert page == "`a_b` *soon* **now** x\\_y 2\\*3 \\<b> \\[z]\n"
