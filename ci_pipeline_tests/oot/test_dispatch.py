@@ -280,7 +280,9 @@ def test_an_event_without_its_sha_is_refused(client: TestClient):
     assert webhook(client, ["x"]).status_code == 400
 
 
-@pytest.mark.parametrize(("body", "said"), [(b"payload=%7B%7D", "application/json"), (b"{", "not JSON")])
+@pytest.mark.parametrize(
+    ("body", "said"), [(b"payload=%7B%7D", "application/json"), (b"{", "not JSON"), (b"[" * 100_000, "not JSON")]
+)
 def test_a_webhook_that_is_no_json_is_told_so(client: TestClient, body: bytes, said: str):
     signature = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     headers = {"X-Hub-Signature-256": signature, "X-GitHub-Event": "push", "X-GitHub-Delivery": "delivery-1"}

@@ -247,7 +247,10 @@ def test_a_refusal_says_what_would_be_right(changes: dict[str, Any], line: str):
         read(callback("completed", **changes))
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b'{"\\udcff":', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b'"x"', b"{", b'{"\\udcff":', b"\xff\xfe", b"[" * 100_000, b'["\\udcff",' + b"[" * 100_000],
+)
 def test_what_is_no_json_object_is_refused_at_once(body: bytes):
     with pytest.raises(Refused) as refused:
         read_callback(body)
