@@ -19,6 +19,7 @@ _FIELDS = {
     b"xpassed": "xpassed",
     b"deselected": "deselected",
     b"rerun": "rerun",
+    b"reruns": "rerun",
     b"warning": "warnings",
     b"warnings": "warnings",
     # A subtest is not a test: those that passed are not counted again. One that failed must be.

@@ -19,6 +19,7 @@ from ci_pipeline.reports.closing_line import parse_closing_line
         ("==== 1 error in 0.50s ====", Counts(errors=1, seconds=0.5)),
         ("==== 1 warning, 2 errors in 0.50s ====", Counts(errors=2, warnings=1, seconds=0.5)),
         ("==== 2 failed, 1 passed, 2 rerun in 61.00s (0:01:01) ====", Counts(1, 2, rerun=2, seconds=61.0)),
+        ("==== 1 passed, 3 reruns in 1.00s ====", Counts(1, rerun=3, seconds=1.0)),
         ("==== 1 passed in 93784.51s (1 day, 2:03:04) ====", Counts(1, seconds=93784.51)),
         ("==== 1 passed in 200000.00s (2 days, 7:33:20) ====", Counts(1, seconds=200000.0)),
         ("==== 4 passed, 3 subtests passed in 2.04s ====", Counts(4, seconds=2.04)),
