@@ -336,7 +336,6 @@ def test_commits_are_found_by_the_author_of_the_pull_request(warehouse: Client, 
         job(pr_number=8, delivery_id="d2", pytorch_head_sha="b" * 40, check_run_id="2", pr_author="bob"),
         job(pr_number=9, delivery_id="d3", pytorch_head_sha="c" * 40, check_run_id="3"),
     )
-    put(warehouse, job(job_name="of another"))
 
     def numbers(**query: object) -> list[int]:
         return [commit["pr_number"] for commit in api(client, "/oot/org/backend", **query)["commits"]]
