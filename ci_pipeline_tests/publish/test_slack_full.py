@@ -181,6 +181,7 @@ def test_what_left_no_report_is_missing_with_a_matrix_and_without(
     assert verdict(thread) == f"❌ {name}: 1 new failure · ⚠️ incomplete: 1 of 2 reports missing"
     assert thread.main.text == verdict(thread).replace("&", "&amp;")
     assert thread.replies[0].text == f"1 failure: {entry_name}"
+    assert text_of(thread.replies[0]).splitlines()[0] == f"*{entry_name}* — 1 failure"
     assert f"• *New:* 1{' — trainer 1' if entry else ''}" in text_of(thread.main).splitlines()
 
 
@@ -458,11 +459,14 @@ def test_what_people_call_their_tests_and_machines_pings_nobody(profile: Profile
     failing = [(hostile, "(line 1)  E: <https://evil.test|click>"), ("t.py::test_b", "E")]
     failures: Failures = {("models_`<!here>`", "<!here>"): failing, ("models_`<!here>`", "single"): failing[:1]}
     thread = thread_of(
-        profile, {**failures, ("models_bert", "single"): failing}, problems=[Problem("<!here>", "<@U1>")]
+        profile,
+        {**failures, ("models_bert", "single"): failing},
+        problems=[Problem("<!here>", "<@U1>")],
+        previous=earlier({}),
     )
     assert "`t.py::test[&lt;!channel&gt; &lt;@U123&gt; ˋxˋ &amp; *b*]`" in text_of(thread.replies[0])
     assert "1 only on &lt;!here&gt;" in text_of(thread.main)
-    assert "\n     1        2  ˋ&lt;!here&gt;ˋ\n" in text_of(thread.main)
+    assert "     1        2  ˋ&lt;!here&gt;ˋ\n" in text_of(thread.main)
     for said in (thread.main, *thread.replies):
         assert "<" not in re.sub(r"<https://github.com/[^<>|]*\|[^<>]*>", "", said.text + text_of(said))
 
