@@ -10,14 +10,23 @@ from pathlib import Path
 
 from ci_pipeline.model import ArtifactName, Counts, Outcome, TestOutcome, TestReport
 from ci_pipeline.reports.closing_line import parse_closing_line
-from ci_pipeline.reports.summary import Crash, Entry, failed_lines, lines_of, outside_child_sessions, without_ghosts
+from ci_pipeline.reports.summary import (
+    Crash,
+    Entry,
+    failed_lines,
+    lines_of,
+    outside_child_sessions,
+    split_node_id,
+    without_ghosts,
+)
 from ci_pipeline.reports.traces import crash_lines, headlines, traces
 
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _NOT_RED = re.compile(rb"\n(?:PASSED|SKIPPED|XFAIL|XPASS|RERUN) ")
 _DURATION = re.compile(rb"(?m)^(\d{1,9}\.\d+)s (?:setup|call|teardown) +(\S.*)$")
 _PASSED = re.compile(rb"\nPASSED ([^\n]+)")
-_FOLDED_SKIPS = re.compile(rb"(?m)^SKIPPED \[\d+\] (.+?)(?:: (.*))?$")
+_SKIPPED = re.compile(rb"\nSKIPPED ([^[\n][^\n]*)")
+_FOLDED_SKIPS = re.compile(rb"\nSKIPPED \[\d+\] ([^\n:]+(?::(?! )[^\n:]*)*)(?:: ([^\n]*))?")
 
 
 class _Folder:
@@ -174,16 +183,14 @@ def _others(summary: bytes, counts: Counts | None, seconds: Mapping[str, float])
         (b"XFAIL", "xfailed", counts and counts.xfailed),
         (b"XPASS", "xpassed", counts and counts.xpassed),
         (b"RERUN", "rerun", counts and counts.rerun),
-        (b"SKIPPED", "skipped", None),
     )
     for word, outcome, counted in others:
         for entry in lines_of(summary, word)[:counted]:
-            if entry.node_id.startswith(b"["):  # folded
-                continue
             node_id = entry.node_id.decode(errors="replace")
             yield TestOutcome(node_id, outcome, entry.message.decode(errors="replace"), seconds=seconds.get(node_id))
-    for place, reason in _FOLDED_SKIPS.findall(summary):
-        yield TestOutcome(place.decode(errors="replace"), "skipped", reason.decode(errors="replace"))
+    for name, reason in (*map(split_node_id, _SKIPPED.findall(summary)), *_FOLDED_SKIPS.findall(summary)):
+        node_id = name.decode(errors="replace")
+        yield TestOutcome(node_id, "skipped", reason.decode(errors="replace"), seconds=seconds.get(node_id))
 
 
 def _seconds(durations: bytes) -> dict[str, float]:
