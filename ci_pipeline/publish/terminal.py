@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ci_pipeline.publish.mrkdwn import spans, unescape
@@ -21,7 +22,10 @@ WIDTH = 110
 
 
 def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> None:
-    """The main message in a panel, then the first `replies` replies and the files, one line each."""
+    """The main message in a panel, then the first `replies` replies and the files, one line each.
+
+    Where this is no terminal a button leads nowhere: then its address has a line, too.
+    """
     from rich.console import Group
     from rich.panel import Panel
 
@@ -35,6 +39,9 @@ def draw(thread: SlackThread, console: Console, *, replies: int = REPLIES) -> No
     lines += [_line("≡", f"{file.name} ({file.content.count(chr(10)):,} lines)") for file in thread.files]
     for line in lines:
         console.print(line, no_wrap=True, overflow="ellipsis")
+    if not console.is_terminal:
+        for button in chain.from_iterable(map(_buttons, thread.main.blocks)):
+            console.print(_line("→", f"{button['text']['text']}: {button['url']}"), soft_wrap=True)
 
 
 def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -45,14 +52,14 @@ def _draw_block(block: Mapping[str, Any]) -> Iterator[RenderableType]:
         case "section":
             yield Text()
             yield from _draw_text(block.get("text") or {})
-            if accessory := block.get("accessory"):
-                yield from _draw_buttons([accessory])
+            if buttons := _buttons(block):
+                yield _draw_buttons(buttons)
         case "context":
             for element in block["elements"]:
                 yield from (Styled(part, "dim") for part in _draw_text(element))
         case "actions":
             yield Text()
-            yield from _draw_buttons(block["elements"])
+            yield _draw_buttons(_buttons(block))
         case "header":
             yield Text(block["text"]["text"], "bold")
         case _:
@@ -94,11 +101,18 @@ def _draw_lines(text: Text) -> Iterator[RenderableType]:
             yield line
 
 
-def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+def _buttons(block: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those that lead somewhere, of a section or a row of buttons."""
+    accessory = block.get("accessory")
+    elements = [accessory] if accessory else block["elements"] if block["type"] == "actions" else []
+    return [element for element in elements if element.get("url")]
+
+
+def _draw_buttons(buttons: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.columns import Columns
     from rich.text import Text
 
-    yield Columns([Text(f"[ {b['text']['text']} ]", f"link {b['url']}") for b in buttons if b.get("url")], (0, 2))
+    return Columns([Text(f"[ {b['text']['text']} ]", f"link {b['url']}") for b in buttons], (0, 2))
 
 
 def _line(mark: str, text: str) -> Text:

@@ -61,7 +61,8 @@ def section(text: str, kind: str = "mrkdwn", **more: Any) -> dict[str, Any]:
 
 
 def test_a_message_is_drawn_as_slack_shows_it():
-    button = {"type": "button", "text": {"type": "plain_text", "text": "Open"}, "url": "https://x.test"}
+    url = "https://x.test/some-org/some-repo/actions/runs/19500000001"
+    button = {"type": "button", "text": {"type": "plain_text", "text": "Open"}, "url": url}
     context = [{"type": "mrkdwn", "text": text} for text in ("*<https://x.test|run>*", "main")]
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": "✅ *as it is*"}},
@@ -95,6 +96,8 @@ def test_a_message_is_drawn_as_slack_shows_it():
         "╰──────────────────────────────────╯",
         *(f"  ▸ reply {n} long long long long lon…" for n in range(10)),
         "  ≡ f.txt (1,500 lines)",
+        f"  → Open: {url}",
+        f"  → Open: {url}",
     ]
     assert cell_len(drawn(thread, 200)[0]) == 110
 
@@ -119,3 +122,10 @@ def test_the_frame_has_the_colour_of_the_verdict(verdict: str, colour: int):
     file = io.StringIO()
     draw(SlackThread(SlackMessage("main", verdict)), Console(file=file, force_terminal=True, color_system="standard"))
     assert file.getvalue().startswith(f"\x1b[{colour}m╭")
+
+
+def test_a_button_is_a_link_in_a_terminal_and_has_no_line_of_its_own():
+    file = io.StringIO()
+    draw(THREAD, Console(file=file, force_terminal=True, color_system="standard"))
+    assert file.getvalue().count("https://x.test\x1b\\") == 3
+    assert "→" not in file.getvalue()
