@@ -85,8 +85,10 @@ def test_the_worst_backend_is_first(sampled: TestClient) -> None:
     assert page.index(CINDER) < page.index("aurora-chips/torch-aurora")
 
 
-def test_what_has_not_completed_has_no_pass_rate(warehouse: Client, client: TestClient) -> None:
-    put(warehouse, job(conclusion=""))
+def test_what_has_not_completed_has_no_pass_rate_and_is_last(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(conclusion=""), job("org/passed"))
+    backends = [row["downstream_repo"] for row in api(client, "/oot")["backends"]]
+    assert backends == ["org/passed", "org/backend"]
     assert "org/backend – L2" in text(client.get("/oot").text)
     assert "org/backend ◆ L2 ● 1 running" in text(client.get("/oot/org/backend").text)
 
@@ -261,10 +263,18 @@ def test_a_new_run_counts_over_the_retries_of_an_old_one(warehouse: Client, clie
     put(
         warehouse,
         job(run_attempt=3, hours_ago=5),
-        job(run_id="200", check_run_id="2", conclusion="failure", hours_ago=1),
+        job(run_id="1", check_run_id="2", conclusion="failure", hours_ago=6, minutes=300),
     )
     [commit] = api(client, "/oot/org/backend")["commits"]
     assert commit["cells"][0]["newest"]["state"] == "failure"
+
+
+def test_a_job_that_does_not_say_when_it_began_took_what_the_relay_measured(
+    warehouse: Client, client: TestClient
+) -> None:
+    put(warehouse, job(started_at=None, execution_time=42.0))
+    [commit] = api(client, "/oot/org/backend")["commits"]
+    assert commit["cells"][0]["newest"]["duration"] == 42.0
 
 
 def test_jobs_of_one_name_in_two_workflows_are_two(warehouse: Client, client: TestClient) -> None:
@@ -363,17 +373,17 @@ def test_every_commit_is_on_one_of_the_pages(warehouse: Client, client: TestClie
         warehouse,
         *(
             job(pr_number=n, delivery_id=f"d{n}", pytorch_head_sha=f"{n:040}", check_run_id=str(n), hours_ago=n / 10)
-            for n in range(1, 46)
+            for n in range(1, 41)
         ),
     )
-    seen: list[int] = []
+    seen: list[list[int]] = []
     path = "/oot/org/backend"
     while path:
         page = client.get(path).text
-        seen += map(int, re.findall(r">#(\d+)</a>", page))
+        seen.append([int(number) for number in re.findall(r">#(\d+)</a>", page)])
         older = re.findall(r'rel="next" href="([^"]+)"', page)
         path = older[0].replace("&amp;", "&") if older else ""
-    assert seen == list(range(1, 46))
+    assert seen == [[*range(1, 21)], [*range(21, 41)]]
 
 
 def test_a_failed_job_that_names_no_test_leads_to_its_run(warehouse: Client, client: TestClient) -> None:
@@ -392,7 +402,7 @@ def test_failed_tests_that_were_left_out_are_counted(warehouse: Client, client: 
     assert "2 of 100 are listed" in text(client.get("/oot/org/backend/jobs/delivery-1/1").text)
 
 
-@pytest.mark.parametrize("broken", ["{", "7", '["x", null]', "[" * 5000, '{"a": 1}'])
+@pytest.mark.parametrize("broken", ["{", "7", '["x", null]', "[" * 5000, '{"a": 1}', '[{"omitted": "many"}]'])
 def test_failed_tests_that_are_no_list_do_not_break_the_page(
     warehouse: Client, client: TestClient, broken: str
 ) -> None:
@@ -415,11 +425,13 @@ def test_the_section_of_a_pull_request_counts_passed_and_running(warehouse: Clie
 def test_a_backend_that_only_saw_an_earlier_commit_says_so(warehouse: Client, client: TestClient) -> None:
     put(
         warehouse,
-        job("org/slow", hours_ago=8),
+        job("org/slow", hours_ago=8, pr_author="ada"),
         job("org/quick", hours_ago=8),
         job("org/quick", delivery_id="d2", pytorch_head_sha="b" * 40, hours_ago=1, conclusion="failure"),
     )
-    backends = {entry["commit"]["downstream_repo"]: entry for entry in api(client, "/pr/7")["backends"]}
+    found = api(client, "/pr/7")
+    backends = {entry["commit"]["downstream_repo"]: entry for entry in found["backends"]}
+    assert found["author"] == "ada"
     assert backends["org/slow"]["outdated"] is True
     assert backends["org/quick"]["outdated"] is False
     assert backends["org/quick"]["commit"]["tally"]["failure"] == 1
@@ -465,13 +477,15 @@ def test_earlier_commits_of_a_pull_request_are_a_link_away(warehouse: Client, cl
         job(hours_ago=8),
         job(job_name="retried", run_attempt=2, check_run_id="2", hours_ago=0.1, pytorch_head_sha=old),
         job("org/other", delivery_id="d2", pytorch_head_sha=new, hours_ago=1),
+        job("org/late", hours_ago=0.1, pytorch_head_sha=old),
     )
     now = api(client, "/pr/7")
     assert [commit["head_sha"] for commit in now["commits"]] == [new, old]  # though the old one was active last
     assert now["head_sha"] == new
     before = api(client, "/pr/7", commit=old[:10])
     assert before["head_sha"] == old
-    assert [(of["commit"]["downstream_repo"], of["outdated"]) for of in before["backends"]] == [("org/backend", False)]
+    backends = {of["commit"]["downstream_repo"]: of["outdated"] for of in before["backends"]}
+    assert backends == {"org/backend": False, "org/late": False}
     assert f'href="/pr/7?commit={old}"' in client.get("/pr/7").text
     assert "Not the newest commit" in client.get(f"/pr/7?commit={old}").text
 
@@ -486,7 +500,9 @@ def test_pull_requests_of_two_upstreams_are_told_apart(warehouse: Client, client
     put(
         warehouse,
         job(),
-        job(upstream_repo="other/upstream", delivery_id="d2", pytorch_head_sha="b" * 40, job_name="theirs"),
+        job(
+            upstream_repo="other/upstream", delivery_id="d2", pytorch_head_sha="b" * 40, job_name="theirs", hours_ago=0
+        ),
     )
     assert "theirs" not in client.get("/pr/7").text
     assert "theirs" in client.get("/other/upstream/pull/7").text
