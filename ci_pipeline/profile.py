@@ -128,6 +128,12 @@ class Profile(_Part):
         """The workflow of this id, or of this file; 0 and "" where one of them is not known."""
         return next((w for w in self.workflows if w.id == workflow_id != 0 or w.path == path != ""), None)
 
+    def channel_of(self, workflow_id: int, path: str, test_job: str) -> str:
+        """Where a workflow's report of a test job goes; that of no test job goes where the first one's goes."""
+        workflow = self.workflow_of(workflow_id, path)
+        job = self.test_jobs.get(test_job) or next(iter(self.test_jobs.values()), None)
+        return (workflow.channel if workflow else "") or (job.channel if job else "")
+
     def workflow_title(self, workflow_id: int, path: str, name: str) -> str:
         """What people call a workflow; GitHub's `name` for it where the profile has none."""
         workflow = self.workflow_of(workflow_id, path)

@@ -155,10 +155,8 @@ class Services:
         return self.settings.hub_dataset or self.workflow(run, "hub_dataset") or self.profile.hub_dataset
 
     def channel(self, run: CiRun, test_job: str) -> str:
-        """Where a test job's report goes; that of no test job goes where the first one's goes."""
-        jobs = self.profile.test_jobs
-        job = jobs.get(test_job) or next(iter(jobs.values()), None)
-        own = self.workflow(run, "channel") or (job.channel if job else "")
+        """Where a test job's report goes, and what is about none of them."""
+        own = self.profile.channel_of(run.workflow_id, run.workflow_path, test_job)
         return self.settings.slack_channel or own or f"#{self.profile.name}"
 
     def is_processed(self, run_key: str) -> bool:

@@ -38,7 +38,7 @@ class Step:
 
     @property
     def channel(self) -> str:
-        return self.settings.slack_channel or (self.workflow and self.workflow.channel) or self.job.channel
+        return self.settings.slack_channel or self.profile.channel_of(0, self.workflow_path, self.test_job)
 
     @property
     def repository(self) -> str:
