@@ -205,20 +205,21 @@ def comparable(earlier: EarlierRun, reports: Iterable[TestReport]) -> EarlierRun
     """
     failures = earlier.failures
     cut = {where for where in failures if where[2].count("[") > where[2].count("]")}
+    if earlier.has_errors and not cut:
+        return earlier
     known: dict[TestKey, str] = {}
     completed: set[TestKey] = set()
-    if cut or not earlier.has_errors:
-        for report in reports:
-            failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
-            for outcome in report.outcomes:
-                if not cut and outcome.outcome != "error":
-                    continue
-                where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
-                if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
-                    known[where] = failures[begins]
-                    completed.add(begins)
-                elif outcome.outcome == "error" and not earlier.has_errors and outcome.node_id not in failed:
-                    known[where] = failures.get(where, outcome.trace)
+    for report in reports:
+        failed = {outcome.node_id for outcome in report.outcomes if outcome.outcome == "failed"}
+        for outcome in report.outcomes:
+            if not cut and outcome.outcome != "error":
+                continue
+            where = (report.artifact.matrix_entry, report.artifact.device, outcome.node_id)
+            if (begins := (*where[:2], where[2].partition(" ")[0])) in cut:
+                known[where] = failures[begins]
+                completed.add(begins)
+            elif outcome.outcome == "error" and not earlier.has_errors and outcome.node_id not in failed:
+                known[where] = failures.get(where, outcome.trace)
     return replace(
         earlier, failures={where: trace for where, trace in failures.items() if where not in completed} | known
     )

@@ -79,9 +79,10 @@ class InboxSource(ABC):
 
     def jobs(self, run: CiRun) -> tuple[CiJob, ...]:
         payload = self._json(self._find(run.run_id, run.run_attempt)[0], "jobs.json")
-        if missing := missing_jobs(payload):
-            raise SourceError(f"run {run.key}: jobs.json: {missing}", jobs_from(payload))
-        return jobs_from(payload)
+        jobs = jobs_from(payload)
+        if missing := missing_jobs(payload, jobs):
+            raise SourceError(f"run {run.key}: jobs.json: {missing}", jobs)
+        return jobs
 
     def workflow_runs(
         self, workflow_id: int | str, *, event: str = "", branch: str = "", limit: int = 7
@@ -117,7 +118,7 @@ class InboxSource(ABC):
         payload, problems = self._tolerant(name, "run.json")
         jobs, more = self._tolerant(name, "jobs.json")
         problems += more
-        if missing := missing_jobs(jobs):
+        if missing := missing_jobs(jobs, jobs_from(jobs)):
             problems.append(Problem("jobs", missing))
         before, more = self._tolerant(name, "problems.json")  # of a run that was fetched elsewhere
         problems += [*raw_store.problems_from(before), *more]
@@ -196,10 +197,10 @@ def _placed(artifact: str, place: Place, into: Path) -> Problem | None:
 def _values(text: str) -> Any:
     """The JSON value of a text; a list where several follow one another, as `gh api --paginate` writes them."""
     values: list[Any] = []
-    if not text.strip():
-        raise ValueError("it is empty")
     while text := text.lstrip():
         value, end = json.JSONDecoder().raw_decode(text)
         values.append(value)
         text = text[end:]
+    if not values:
+        raise ValueError("it is empty")
     return values[0] if len(values) == 1 else values
