@@ -88,11 +88,15 @@ def test_a_later_attempt_edits_the_message_and_an_earlier_one_does_not(either: S
     assert texts(either) == ["green"]
 
 
-def test_an_earlier_attempt_does_not_replace_a_later_one_that_is_still_kept(either: Slack, ledger: Ledger, run: CiRun):
+@pytest.mark.parametrize("posted", [True, False])
+def test_an_earlier_attempt_does_not_replace_a_later_one_that_is_still_kept(
+    either: Slack, ledger: Ledger, run: CiRun, posted: bool
+):
+    url = deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger).url if posted else ""
     later = SlackThread(message("main", "green"))
     deliver(later, replace(run, run_attempt=2), "models", "#ci", slack=either, ledger=ledger, down="HTTP 503")
     superseded = deliver(THREAD, run, "models", "#ci", slack=either, ledger=ledger)
-    assert (superseded.where, superseded.url) == ("superseded", "")
+    assert (superseded.where, superseded.url) == ("superseded", url)
     assert [d.where for d in deliver_pending(slack=either, ledger=ledger)] == [either.where]
     assert texts(either) == ["green"]
 
