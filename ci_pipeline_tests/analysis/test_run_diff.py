@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,8 +143,15 @@ def test_a_test_that_passes_now_is_fixed() -> None:
     assert (row.node_id, row.change, row.previous_trace, row.since_run_id) == (A, "fixed", "ValueError: x", 7)
 
 
-def test_a_test_that_also_passes_fails_as_it_failed_first() -> None:
-    report = a_report((A, "passed"), (A, "failed", "ValueError: x"), (A, "error", "OSError: y"), (A, "passed"))
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [(A, "error", "ValueError: x")],
+        [(A, "failed", "ValueError: x"), (A, "error", "OSError: y"), (A, "passed")],
+    ],
+)
+def test_a_test_that_also_passes_fails_as_it_failed_first(rest: list[Any]) -> None:
+    report = a_report((A, "passed"), *rest)
     assert changes(run_diff(JOB, [report], earlier({A: "ValueError: x"}), ())) == {A: "still_failing"}
 
 

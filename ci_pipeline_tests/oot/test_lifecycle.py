@@ -86,21 +86,21 @@ def test_what_does_not_follow_is_refused(
     assert reason in refused.detail
 
 
-ANOTHER = [{"pr_number": 8}, {"head_sha": "def"}]
+ANOTHER = [({"pr_number": 8}, "pull request 8"), ({"head_sha": "def"}, "commit def")]
 
 
-@pytest.mark.parametrize("another", ANOTHER)
-def test_what_was_not_stated_at_first_cannot_be_slipped_in_later(another: dict[str, Any]):
+@pytest.mark.parametrize(("another", "named"), ANOTHER)
+def test_what_was_not_stated_at_first_cannot_be_slipped_in_later(another: dict[str, Any], named: str):
     begun = after(replace(IN_PROGRESS, pr_number=None, head_sha=""))
-    with pytest.raises(Refused, match="not the one that was dispatched"):
+    with pytest.raises(Refused, match=f"{named} is not the one that was dispatched"):
         decide(replace(COMPLETED, **another), DISPATCH, begun, 1020.0)
 
 
-@pytest.mark.parametrize("another", ANOTHER)
-def test_a_dispatch_by_hand_takes_pull_request_and_commit_from_the_first_callback(another: dict[str, Any]):
+@pytest.mark.parametrize(("another", "named"), ANOTHER)
+def test_a_dispatch_by_hand_takes_pull_request_and_commit_from_the_first_callback(another: dict[str, Any], named: str):
     by_hand = Dispatch("delivery-1", "org/backend", 1000.0)
     begun = after(IN_PROGRESS, dispatch=by_hand)
-    with pytest.raises(Refused, match="not the one that was dispatched"):
+    with pytest.raises(Refused, match=f"{named} is not the one that was dispatched"):
         decide(replace(COMPLETED, **another), by_hand, begun, 1020.0)
     assert decide(COMPLETED, by_hand, begun, 1020.0)
 

@@ -86,6 +86,7 @@ def test_while_the_hud_is_down_callbacks_are_queued_and_delivered_later_in_order
     assert "queued" in answers
     assert eventually(lambda: len(hud.results) == 2)
     assert statuses(hud) == ["in_progress", "completed"]
+    assert eventually(lambda: send(client, issuer, callback("completed")).json()["status"] == "completed")
     jobs = (callback("in_progress", workflow__check_run_id=str(n)) for n in itertools.count(102))
     assert eventually(lambda: send(client, issuer, next(jobs)).json()["status"] == "in_progress")
 
