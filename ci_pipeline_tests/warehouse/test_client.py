@@ -4,7 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
 import pyarrow as pa
 import pytest
@@ -13,6 +16,7 @@ from ci_pipeline import tables
 from ci_pipeline.warehouse import WarehouseError
 from ci_pipeline.warehouse import client as module
 from ci_pipeline.warehouse.client import connect, migrate
+from ci_pipeline.warehouse.embedded import Embedded
 from ci_pipeline_tests.hud.oot_rows import job, put
 from ci_pipeline_tests.servers.base import Request, Response, Server
 
@@ -136,10 +140,71 @@ def test_a_wrong_url_is_one_line_that_names_the_variable(url: str) -> None:
         connect(url)
 
 
-def test_a_warehouse_that_is_down_is_one_line_without_the_password() -> None:
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://me:secret@127.0.0.1:1/ci", "http://127.0.0.1:1: Connection refused"),
+        ("http://me:secret@255.255.255.255/ci", "http://255.255.255.255:8123: Network is unreachable"),
+        ("https://me:secret@255.255.255.255/ci", "https://255.255.255.255:8443: Network is unreachable"),
+    ],
+)
+def test_a_warehouse_that_is_down_is_one_line_without_the_password(
+    url: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(WarehouseError) as raised:
-        connect("http://me:secret@127.0.0.1:1/ci")
-    assert str(raised.value) == "CI_PIPELINE_WAREHOUSE_URL: no warehouse at http://127.0.0.1:1: Connection refused"
+        connect(url)
+    assert str(raised.value) == f"CI_PIPELINE_WAREHOUSE_URL: no warehouse at {said}"
+    assert "clickhouse_connect" not in {record.name.partition(".")[0] for record in caplog.records}
+
+
+def test_a_wrong_password_is_one_line_without_it() -> None:
+    class ClickHouse(Server):
+        def handle(self, request: Request) -> Response:
+            said = "me@x: Authentication failed: password is incorrect, or there is no user with such name"
+            text = f"Code: 516. DB::Exception: {said}. (AUTHENTICATION_FAILED) (version 24.8.4.13 (official build))"
+            return Response(500, text.encode(), {"x-clickhouse-exception-code": "516"})
+
+    with ClickHouse() as server, pytest.raises(WarehouseError) as raised:
+        connect(server.url.replace("//", "//me%40x:p%2Fw@"))
+    assert str(raised.value) == (
+        f"CI_PIPELINE_WAREHOUSE_URL: no warehouse at {server.url}:"
+        " me@x: Authentication failed: password is incorrect, or there is no user with such name"
+    )
+
+
+class Wire(Server):
+    """What lies between us and a warehouse."""
+
+    def __init__(self, warehouse: str) -> None:
+        super().__init__()
+        self.warehouse = urlsplit(warehouse).netloc
+
+    def handle(self, request: Request) -> Response:
+        there = HTTPConnection(self.warehouse)
+        path = f"{request.path}?{urlencode(request.query)}"
+        there.request(request.method, path, request.body, request.headers | {"host": self.warehouse})
+        answer = there.getresponse()
+        headers = {name: value for name, value in answer.getheaders() if name.lower() != "transfer-encoding"}
+        return Response(answer.status, answer.read(), headers)
+
+
+@pytest.mark.parametrize(("host", "compressed"), [("127.0.0.1", False), ("localhost", False), ("127.1", True)])
+def test_the_url_says_who_asks_and_only_far_away_answers_are_compressed(
+    embedded_warehouse: Embedded, host: str, compressed: bool
+) -> None:
+    with Wire(embedded_warehouse.url) as wire:
+        client = connect(wire.url.replace("127.0.0.1", f"me%40x:p%2Fw@{host}"))
+        assert client.query("SELECT currentDatabase()").first_row == ("default",)
+    for request in wire.requests:
+        assert request.headers["host"].rpartition(":")[0] == host
+        assert request.headers["authorization"] == f"Basic {b64encode(b'me@x:p/w').decode()}"
+        assert request.headers["user-agent"].startswith("ci-pipeline ")
+    assert ("zstd" in wire.requests[-1].headers["accept-encoding"]) is compressed
+
+
+def test_what_is_said_over_https_is_never_said_in_the_clear(embedded_warehouse: Embedded) -> None:
+    with pytest.raises(WarehouseError, match=r"^CI_PIPELINE_WAREHOUSE_URL: no warehouse at https://.*SSL"):
+        connect(embedded_warehouse.url.replace("http:", "https:"))
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, b"<html>It works!</html>"), (404, b"not here"), (200, b"")])
