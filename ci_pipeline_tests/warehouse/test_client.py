@@ -77,6 +77,12 @@ def test_migrations_are_applied_once(new_warehouse_url: str) -> None:
     assert migrate(client) == []
 
 
+def test_a_migration_has_the_checksum_of_its_statements_in_every_release(warehouse: Client) -> None:
+    checksums = dict(warehouse.query("SELECT name, checksum FROM schema_migration FINAL").result_rows)
+    assert checksums["0001_ci_run"] == "9103a84b5ee4f4bb3461cc9fa36dd79ec06b2e722a03872027667e045ae03e6e"
+    assert module._statements("-- A;\nSELECT 1;\n\n  -- B\nSELECT 2\n") == ["SELECT 1", "SELECT 2"]
+
+
 def test_two_processes_may_migrate_at_once(new_warehouse_url: str) -> None:
     code = (
         "import sys; from ci_pipeline.warehouse.client import connect, migrate;"

@@ -183,8 +183,16 @@ def without_run(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
 
 def test_a_run_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
     run = a_run(3)
-    insert_runs(warehouse, without_run(tables_of(run, {A: "failed"})))
-    assert everything(warehouse, run) == [None, [], [], [], None, []]
+    whole = tables_of(run, {A: "failed"}, diff=[{"node_id": A, "change": "new_failure"}])
+    insert_runs(warehouse, without_run(whole))
+    unseen = [None, [], [], [], None, []]
+    assert everything(warehouse, run) == unseen
+    refused = whole["test_outcome"].append_column("mood", pa.array(["bad"]))
+    with pytest.raises(WarehouseError, match=r"^the warehouse refuses rows of test_outcome: .*mood"):
+        insert_runs(warehouse, whole | {"test_outcome": refused})
+    assert everything(warehouse, run) == unseen
+    insert_runs(warehouse, whole)
+    assert [row["node_id"] for row in failing_tests(warehouse, run.run_id)] == [A]
 
 
 def test_an_attempt_is_not_seen_before_all_of_it_is_there(warehouse: Client) -> None:
