@@ -479,17 +479,20 @@ def test_a_job_that_is_silent_for_six_hours_has_timed_out(store: Store) -> None:
     job = store.record(KEY)
     assert job
     assert (job["status"], job["conclusion"], job["queue_time"]) == ("completed", "timed_out", 3.0)
+    assert job["completed_at"] == datetime.fromtimestamp(int(now + 6.1 * 3600), UTC).isoformat()
     assert close_silent_jobs(store, 6.0, now + 20 * 3600) == []
     done = store.record("done")
     assert done
     assert done["conclusion"] == "success"
 
 
-def test_a_completion_that_comes_while_the_sweeper_looks_is_kept(store: Store) -> None:
+def test_a_completion_that_comes_while_the_sweeper_looks_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(record()).result()
     [seen] = store.records(status="in_progress")
     store.write(record("completed", conclusion="failure")).result()
     assert store.close_job(seen, {"dynamoKey": KEY, "status": "completed", "conclusion": "timed_out"}).result() is False
+    monkeypatch.setattr(store, "records", lambda **asked: [seen])
+    assert close_silent_jobs(store, 6.0, time.time() + 7 * 3600) == []
     job = store.record(KEY)
     assert job
     assert job["conclusion"] == "failure"
