@@ -66,6 +66,20 @@ def client(tmp_path_factory: pytest.TempPathFactory, embedded_warehouse: Embedde
     return TestClient(create_app(settings, profile), base_url="http://127.0.0.1")
 
 
+def put(warehouse: Client, table: str, *rows: dict[str, Any]) -> None:
+    """Rows of one run, or of those that they name."""
+    for row in rows:
+        of_run = {"repository": "huggingface/transformers", "run_id": 1, "run_attempt": 1, "version": 1, **row}
+        warehouse.insert(table, [list(of_run.values())], column_names=list(of_run))
+
+
+@pytest.fixture
+def own(tmp_path: Path, warehouse_url: str) -> TestClient:
+    """The application over the test's own warehouse."""
+    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
+    return TestClient(app, base_url="http://127.0.0.1")
+
+
 def text(page: str) -> str:
     """What a reader sees, roughly."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
@@ -85,6 +99,7 @@ def test_a_run_says_at_once_how_much_of_what_fails_is_new(client: TestClient) ->
 def test_a_run_leads_to_its_own_partition_in_dagster(client: TestClient) -> None:
     address = f"http://127.0.0.1:3000/assets/slack_report?view=partitions&amp;partition={SECOND}-1"
     assert f'href="{address}"' in client.get(f"/runs/{SECOND}").text
+    assert '<a href="http://127.0.0.1:3000">Dagster</a>' in client.get("/").text
 
 
 def test_without_a_run_to_compare_with_nothing_is_said_to_be_new_or_not(client: TestClient) -> None:
@@ -105,12 +120,15 @@ def test_a_run_says_what_it_was_compared_with(client: TestClient) -> None:
     found = client.get(f"/api/runs/{SECOND}").json()
     [before] = found["against"]
     assert f"/compare/{before['head_sha']}...{found['run']['head_sha']}" in page
+    assert f'href="https://github.com/huggingface/transformers/commit/{found["run"]["head_sha"]}"' in page
     assert "Compared with Daily CI #1302 (the same commit)." in text(client.get(f"/runs/{AMD}").text)
     assert "Compared with" not in client.get(f"/runs/{FIRST}").text
 
 
 def test_a_lost_artifact_is_told_on_its_runs_page(client: TestClient) -> None:
-    assert "PyTorch pipelines on single: no artifact" in text(client.get(f"/runs/{AMD}").text)
+    page = text(client.get(f"/runs/{AMD}").text)
+    assert "PyTorch pipelines on single: no artifact" in page
+    assert re.search(r"PyTorch pipelines (✗ \d+ failing )?◐ incomplete", page)
 
 
 def every_test(client: TestClient, run_id: int, **where: object) -> list[dict[str, Any]]:
@@ -206,6 +224,23 @@ def test_the_history_of_a_test_is_one_click_away(client: TestClient) -> None:
     assert latest.index("✗ failed") < latest.index("✓ passed")  # where it fails comes first
     assert "Daily CI #1302 multi ✓ passed" in every
     assert {row["device"] for row in client.get(f"/api{html.unescape(link)}&device=multi").json()} == {"multi"}
+    of_multi = text(client.get(f"{html.unescape(link)}&device=multi").text)
+    assert "in the latest CI runs on multi" in of_multi
+    assert "single" not in of_multi
+
+
+@pytest.mark.parametrize("head_sha", ["a" * 40, ""])
+def test_a_test_leads_to_its_history_and_its_file_at_the_commit_whatever_its_name(
+    warehouse: Client, own: TestClient, head_sha: str
+) -> None:
+    node_id = "tests/a b.py::t[x&y=#1+%20/é]"
+    put(warehouse, "ci_run", {"head_sha": head_sha})
+    put(warehouse, "test_outcome", {"test_job": "run_models_gpu", "node_id": node_id, "outcome": "failed"})
+    page = own.get("/runs/1").text
+    [history] = re.findall(r'href="(/history[^"]*)"', page)
+    assert own.get(html.unescape(history)).text.count("✗") == 3  # now, oldest to newest, and every outcome
+    file = f"https://github.com/huggingface/transformers/blob/{head_sha}/tests/a%20b.py"
+    assert re.findall(r'href="([^"]*)"[^>]*>source<', page) == ([file] if head_sha else [])
 
 
 def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:
@@ -240,6 +275,74 @@ def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse
     assert text(page.text).count("killed") > 60
     [test] = client.get("/api/runs/1/tests", params={"folder": "m7", "text": "19607"}).json()["tests"]
     assert test["node_id"] == "19607"
+    second = client.get("/api/runs/1/tests?page=2").json()
+    assert (second["page"], second["pages"], second["matching"]) == (2, 400, 20000)
+    assert [test["matrix_entry"] for test in second["tests"]] == ["m1"] * 50
+    assert f">{second['tests'][0]['node_id']}</a>" in client.get("/runs/1?page=2").text
+
+
+def test_the_worst_parts_of_a_test_job_are_first_and_the_others_a_click_away(
+    warehouse: Client, own: TestClient
+) -> None:
+    part = {"test_job": "run_models_gpu", "device": "single", "complete": True}
+    put(warehouse, "ci_run", {})
+    put(
+        warehouse,
+        "test_job_result",
+        {**part, "matrix_entry": "models_fails", "failed": 2, "errors": 1, "seconds": 60.0},
+        {**part, "matrix_entry": "models_fails_least", "failed": 1},
+        {**part, "matrix_entry": "models_fails_less", "errors": 2, "seconds": 59.9},
+        {**part, "matrix_entry": "models_killed", "complete": False},
+        {**part, "matrix_entry": "models_passed", "device": "multi", "success": 3},
+        {**part, "matrix_entry": "models_passed", "success": 3},
+        {**part, "matrix_entry": "models_unfinished", "complete": False, "errors": 1},
+    )
+    page = text(own.get("/runs/1").text.partition('id="run_models_gpu"')[2])
+    every = text(own.get("/runs/1?parts=run_models_gpu").text.partition('id="run_models_gpu"')[2])
+    assert re.findall(r"models_(\w+)", page) == ["unfinished", "killed", "fails", "fails_less", "fails_least"]
+    assert re.findall(r"models_(\w+)", every) == [
+        "fails", "fails_least", "fails_less", "killed", "passed", "passed", "unfinished"
+    ]  # fmt: skip
+    assert every.index("passed single") < every.index("passed multi")
+    assert "Models ✗ 7 failing ◐ incomplete its tests" in page
+    assert "All passed in the other 2. Show all 7" in page
+    assert "fails single 2 1 0 0 0:01:00" in page
+    assert "fails_less single 0 2 0 0 59.9 s" in page
+
+
+def test_a_run_is_green_when_all_of_it_was_seen_and_passed(warehouse: Client, own: TestClient) -> None:
+    part = {"test_job": "run_models_gpu", "matrix_entry": "models_x", "success": 3, "complete": True}
+    put(warehouse, "ci_run", {})
+    put(warehouse, "test_job_result", part)
+    first, page = (text(own.get(path).text) for path in ("/", "/runs/1"))
+    assert first.count("✓ all passed") == 1
+    assert page.count("✓ all passed") == 2  # the run, and its test job
+    assert "Models 0 0 0 0 0 3 0 all 1" in first
+    assert "◐ incomplete" not in first + page
+
+
+def test_how_much_is_new_is_said_when_each_test_job_that_fails_was_compared(warehouse: Client, own: TestClient) -> None:
+    put(warehouse, "ci_run", {})
+    put(
+        warehouse,
+        "test_job_result",
+        {"test_job": "run_models_gpu", "failed": 2, "complete": True},
+        {"test_job": "run_examples_gpu", "success": 1, "complete": True},
+    )
+    change = {"test_job": "run_models_gpu", "change": "still_failing"}
+    put(
+        warehouse,
+        "run_diff",
+        *({**change, "node_id": name, "against_run_id": run} for name, run in (("a", 8), ("b", 9))),
+    )
+    page = text(own.get("/").text)
+    assert page.count("✗ 2 failing, 0 new") == 1
+    assert "Models 2 0 0 2 0 0 0 all 1 Examples directory 0 0 0 0 0 1 0 all 1" in page
+    put(warehouse, "test_job_result", {"test_job": "of_nobody", "failed": 1, "complete": True})
+    put(warehouse, "run_diff", {"test_job": "of_nobody", "change": "unique_failure", "against_run_id": 7})
+    page = text(own.get("/").text)
+    assert "✗ 3 failing " in page
+    assert "Examples directory 0 0 0 0 0 1 0 all 1 of_nobody 1 – – – – 0 0 all 1" in page
 
 
 def test_a_run_of_which_nothing_was_seen_is_not_green(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
@@ -308,9 +411,12 @@ def test_every_page_has_a_strict_policy_and_needs_no_script(client: TestClient) 
     for path in ("/", f"/runs/{SECOND}", "/nowhere", "/healthz", "/static/style.css"):
         response = client.get(path)
         policy = response.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
+        for rule in ("default-src 'none'", "base-uri 'none'", "frame-ancestors 'none'", "form-action 'self'"):
+            assert rule in policy
         assert "unsafe" not in policy
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
         assert " style=" not in response.text
         assert " onclick=" not in response.text
 
@@ -382,7 +488,16 @@ def test_a_warehouse_that_is_down_is_one_clear_page(tmp_path: Path) -> None:
 
 def test_an_empty_warehouse_says_where_runs_come_from(tmp_path: Path, warehouse_url: str) -> None:
     app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
-    assert "No CI run yet" in TestClient(app).get("/").text
+    page = text(TestClient(app).get("/").text)
+    assert "No CI run yet" in page
+    assert f"folder:{tmp_path / 'inbox'}" in page
+
+
+def test_the_first_page_has_the_newest_30_runs_and_a_script_may_ask_for_200(warehouse: Client, own: TestClient) -> None:
+    put(warehouse, "ci_run", *({"run_id": n} for n in range(1, 42)))
+    assert re.findall(r'href="/runs/(\d+)"', own.get("/").text) == [str(n) for n in range(41, 11, -1)]
+    assert [len(own.get(f"/api/runs{query}").json()) for query in ("", "?limit=1", "?limit=200")] == [30, 1, 41]
+    assert [own.get(f"/api/runs?limit={limit}").status_code for limit in (0, 201)] == [422, 422]
 
 
 @pytest.mark.parametrize(
