@@ -17,14 +17,19 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from ci_pipeline.hud.app import create_app, create_server
+from ci_pipeline.hud.metrics import Metrics
 from ci_pipeline.hud.oot_backends import Step, Tally
 from ci_pipeline.hud.oot_pages import percent, rate_kind, seconds, trend_text
 from ci_pipeline.oot import replication
+from ci_pipeline.oot.lifecycle import Step as JobStep
 from ci_pipeline.oot.sqlite_store import SqliteStore
+from ci_pipeline.oot.store import Message
 from ci_pipeline.profile import load_profile
 from ci_pipeline.sample import oot as sample
+from ci_pipeline.services import Services
 from ci_pipeline.settings import load_oot_settings, load_settings
 from ci_pipeline.warehouse import oot
 from ci_pipeline.warehouse.client import connect, migrate
@@ -613,8 +618,18 @@ def test_readyz_asks_the_warehouse(sampled: TestClient, tmp_path: Path) -> None:
     assert "warehouse_up 0.0" in down.get("/metrics").text
 
 
+def test_readyz_of_a_relay_asks_its_store(tmp_path: Path) -> None:
+    relay = create_server(load_oot_settings(CI_PIPELINE_HOME=tmp_path), load_profile("transformers"), pages=False)
+    with TestClient(relay) as client:
+        assert client.get("/readyz").json() == {"status": "ok"}
+    closed = client.get("/readyz")
+    assert closed.status_code == 503
+    assert str(tmp_path / "oot.sqlite") in closed.json()["detail"]
+
+
 def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
     put(warehouse, job())
+    warehouse.insert("ci_run", [["a/b", 1, NOW]], column_names=["repository", "run_id", "run_created_at"])
     (tmp_path / "allowlist.yml").write_text("L2: [org/backend]\n")
     settings = load_oot_settings(
         CI_PIPELINE_HOME=tmp_path,
@@ -624,15 +639,45 @@ def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Cli
     with TestClient(create_server(settings, load_profile("transformers")), base_url="http://127.0.0.1") as client:
         assert client.post("/github/callback", json={}).status_code == 401
         assert client.post("/github/callback/", json={}).status_code == 401
-        assert client.get("/github/callback").status_code == 405
+        refused = client.get("/github/callback")
+        assert (refused.status_code, refused.json()) == (405, {"detail": "Method Not Allowed"})
         assert client.post("/api/oot/results", json={}).status_code == 401
+        assert client.post("/github/webhook", json={}).status_code == 401
         assert client.get("/readyz").status_code == 200
         metrics = client.get("/metrics").text
     assert 'oot_requests_total{path="/github/callback",status="401"} 2.0' in metrics
     assert 'status="405"' not in metrics
+    assert 'oot_requests_total{path="/github/webhook",status="401"} 1.0' in metrics
     assert 'oot_request_seconds_count{path="/api/oot/results"} 1.0' in metrics
+    assert 'oot_request_seconds_bucket{le="10.0",path="/github/callback"} 2.0' in metrics
     assert re.search(r"^oot_replication_lag_seconds [\d.e-]+$", metrics, re.MULTILINE)
     assert re.search(r"^oot_arrived_timestamp_seconds 1\.\d+e\+09$", metrics, re.MULTILINE)
+    [created] = re.findall(r"^ci_run_created_timestamp_seconds (\S+)$", metrics, re.MULTILINE)
+    assert float(created) == NOW.timestamp()
+    assert "warehouse_up 1.0" in metrics
+    assert "oot_queue_messages" not in metrics  # the HUD is this server
+
+
+def test_metrics_tell_what_waits_for_a_hud_elsewhere(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "oot.sqlite")) as store:
+        step = JobStep("delivery-1", "org/backend", "job", "completed", "digest", "key", self_report=True)
+        store.advance(step, 0.0, lambda _: Message(b"{}")).result()
+    settings = load_oot_settings(
+        CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_HUD_URL="http://127.0.0.1:9", CI_PIPELINE_RELAY_TOKENS="token"
+    )
+    with TestClient(create_server(settings, load_profile("transformers"), pages=False)) as client:
+        assert "oot_queue_messages 1.0" in client.get("/metrics").text
+
+
+def test_a_callback_that_breaks_the_server_is_counted_as_that(tmp_path: Path) -> None:
+    async def broken(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError
+
+    metrics = Metrics(Services(load_settings(CI_PIPELINE_HOME=tmp_path), load_profile("transformers")))
+    client = TestClient(metrics.measured(broken), raise_server_exceptions=False)
+    assert client.post("/github/callback").status_code == 500
+    labels = {"path": "/github/callback", "status": "500"}
+    assert metrics.registry.get_sample_value("oot_requests_total", labels) == 1
 
 
 @pytest.mark.parametrize("alone", ["pages", "relay", "hud_api"])
@@ -644,6 +689,7 @@ def test_pages_relay_and_hud_api_can_be_served_alone(
     app = create_server(settings, load_profile("transformers"), **parts)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         assert (client.get("/oot").status_code == 200) is parts["pages"]
+        assert (tmp_path / "oot.sqlite").exists() is not parts["pages"]
         assert (client.post("/github/callback", json={}).status_code == 401) is parts["relay"]
         assert (client.post("/api/oot/results", json={}).status_code == 401) is parts["hud_api"]
         assert client.get("/healthz").status_code == 200
