@@ -274,6 +274,20 @@ def test_a_new_run_counts_over_the_retries_of_an_old_one(warehouse: Client, clie
     assert commit["cells"][0]["newest"]["state"] == "failure"
 
 
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_run_is_as_new_as_the_latest_of_its_attempts(warehouse: Client, client: TestClient, late: int) -> None:
+    put(
+        warehouse,
+        job(run_id="1", run_attempt=late, check_run_id="1", hours_ago=1),
+        job(run_id="1", run_attempt=3 - late, check_run_id="2", hours_ago=5),
+        job(run_id="2", check_run_id="3", hours_ago=3),
+    )
+    [commit] = api(client, "/oot/org/backend")["commits"]
+    [cell] = commit["cells"]
+    executions = [(of["run_id"], of["run_attempt"]) for of in (cell["newest"], *cell["earlier"])]
+    assert executions == [("1", 2), ("1", 1), ("2", 1)]
+
+
 def test_a_job_that_does_not_say_when_it_began_took_what_the_relay_measured(
     warehouse: Client, client: TestClient
 ) -> None:
