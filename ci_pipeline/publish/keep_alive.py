@@ -37,14 +37,14 @@ class KeepAliveClient(WebClient):
             )  # pyright: ignore[reportArgumentType]
             answer = connection.getresponse()
             acknowledge(connection.sock)
-            body = answer.read()
+            body = answer.read().decode("utf-8", "replace")
         except BaseException:
             self._close()  # what comes next on it would be the answer to something else
             raise
         self._used_at = time.monotonic()
         if answer.status >= 300:
-            raise HTTPError(url, answer.status, answer.reason, answer.headers, io.BytesIO(body))
-        return {"status": answer.status, "headers": answer.headers, "body": body.decode("utf-8", "replace")}
+            raise HTTPError(url, answer.status, answer.reason, answer.headers, io.BytesIO(body.encode()))
+        return {"status": answer.status, "headers": answer.headers, "body": body}
 
     def _connect(self) -> HTTPConnection:
         address = urlsplit(self.base_url)

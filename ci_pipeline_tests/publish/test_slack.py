@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ci_pipeline.publish.slack import SlackClient, SlackRefused, SlackUnavailable
+from ci_pipeline_tests.servers.base import Response
 from ci_pipeline_tests.servers.slack import SlackServer
 
 SECTION = [{"type": "section", "text": {"type": "mrkdwn", "text": "*one* failure"}}]
@@ -28,6 +29,29 @@ def test_a_thread_goes_out_on_one_connection(slack: SlackClient, slack_server: S
     assert slack_server.connections == 1
 
 
+def test_a_connection_that_was_long_unused_is_not_trusted(
+    slack: SlackClient, slack_server: SlackServer, monkeypatch: pytest.MonkeyPatch
+):
+    slack.post("#ci", "one failure", SECTION)
+    monkeypatch.setattr("ci_pipeline.publish.keep_alive.IDLE", 0.0)
+    slack.post("#ci", "another", SECTION)
+    assert slack_server.connections == 2
+
+
+def test_behind_a_proxy_slack_is_asked_through_it(slack_server: SlackServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTPS_PROXY", slack_server.url)
+    SlackClient("xoxb-test", "http://slack.invalid/api/").post("#ci", "one failure", SECTION)
+    assert slack_server.requests[0].headers["host"] == "slack.invalid"
+    assert [m["text"] for m in slack_server.channel()] == ["one failure"]
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_the_token_is_never_sent_in_the_clear_where_the_address_is_https(slack_server: SlackServer):
+    with pytest.raises(SlackUnavailable, match="SSL"):
+        SlackClient("xoxb-test", slack_server.api_url.replace("http:", "https:")).post("#ci", "one failure", SECTION)
+    assert slack_server.requests == []
+
+
 def test_an_answer_in_two_pieces_is_acknowledged_at_once(slack: SlackClient, slack_server: SlackServer):
     slack_server.in_two_pieces = True
     start = time.monotonic()
@@ -43,6 +67,15 @@ def test_a_connection_that_slack_closed_in_between_is_opened_again(slack: SlackC
     slack.post("#ci", "another", SECTION)
     slack.post("#ci", "a third", SECTION)
     assert [m["text"] for m in slack_server.channel()] == ["one failure", "another", "a third"]
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"<html>\xe9", b'{"ok": fal', b""])
+def test_a_gateway_that_answers_in_slacks_place_is_slack_being_away(
+    slack: SlackClient, slack_server: SlackServer, body: bytes
+):
+    slack_server.handle = lambda request: Response(502, body)
+    with pytest.raises(SlackUnavailable, match="HTTP 502"):
+        slack.update("C00000001", "1.1", "text", SECTION)
 
 
 def test_after_a_429_it_waits_exactly_as_long_as_slack_says(slack: SlackClient, slack_server: SlackServer):
@@ -221,6 +254,13 @@ def test_a_file_is_in_the_thread_once_although_an_answer_was_lost(slack: SlackCl
     slack.delete_file("#ci", file_id)
     slack.delete_file("#ci", file_id)
     assert len(slack_server.channel()) == 1
+
+
+def test_a_file_goes_to_the_host_that_slack_names(slack: SlackClient, slack_server: SlackServer):
+    slack_server.url = slack_server.url.replace("127.0.0.1", "localhost")
+    slack.upload("#ci", slack.post("#ci", "main", SECTION), "failures.txt", "All failures", "text")
+    [upload] = [request for request in slack_server.requests if request.path.startswith("/upload/")]
+    assert upload.headers["host"].startswith("localhost:")
 
 
 @pytest.mark.usefixtures("short_waits")
