@@ -344,7 +344,10 @@ class GitHubSource:
             return await self._list(url, "workflow_runs", first=first)
         middle = start + (end - start) / 2
         early = await self._created_between(path, start, middle, enough)
-        return early if enough(early, middle) else early + await self._created_between(path, middle, end, enough)
+        if enough(early, middle):
+            return early
+        # A window holds the whole of its first and its last second.
+        return early + await self._created_between(path, middle + timedelta(seconds=1), end, enough)
 
     # --- one run ------------------------------------------------------------------------------------------------
 
