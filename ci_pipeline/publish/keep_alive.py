@@ -25,7 +25,7 @@ class KeepAliveClient(WebClient):
     _used_at = 0.0
 
     def _perform_urllib_http_request_internal(self, url: str, req: Request) -> dict[str, Any]:
-        if self.proxy is not None or not url.startswith(self.base_url):
+        if self.proxy is not None:
             return super()._perform_urllib_http_request_internal(url, req)
         if time.monotonic() - self._used_at > IDLE:
             self._close()
