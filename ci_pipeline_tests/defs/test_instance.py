@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,28 @@ def instance(tmp_path: Path, dagster_home: Path) -> Iterator[dg.DagsterInstance]
         yield instance
 
 
+@pytest.fixture
+def postgres() -> Iterator[Path]:
+    """The folder of a Postgres of its own: its socket is in it, and its `log` tells of each connection."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("there is no Postgres on this machine")
+    user = "postgres" if os.geteuid() == 0 else None  # it does not start as root
+
+    def run(program: str, *arguments: str) -> None:
+        command = [programs[-1] / program, "--pgdata=data", *arguments]
+        subprocess.run(command, cwd=folder, user=user, stdout=subprocess.DEVNULL, check=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            shutil.chown(folder, user)
+        run("initdb", "--auth=trust", "--username=dagster", "--no-sync")
+        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c log_connections=on"
+        run("pg_ctl", "start", "--wait", "--log=log", f"--options={options}")
+        yield Path(folder)
+        run("pg_ctl", "stop", "--wait", "--mode=immediate")
+
+
 def seen(instance: dg.DagsterInstance) -> dict[str, object]:
     """What Dagster's pages show of a range of CI runs."""
     shown: dict[str, object] = {"assets": sorted(key.to_user_string() for key in instance.all_asset_keys())}
@@ -62,22 +86,35 @@ def seen(instance: dg.DagsterInstance) -> dict[str, object]:
     return shown
 
 
+def history(home: Path, instance: dg.DagsterInstance) -> dict[str, object]:
+    """What is seen of a range of CI runs, one of which was processed again."""
+    home.mkdir()
+    machine = Machine(home, instance)
+    keys = machine.history(3)
+    machine.run(keys[0], keys[-1])
+    machine.run(keys[1])
+    return seen(instance)
+
+
 def test_history_reads_as_in_dagsters_own_storage(
     tmp_path: Path, dagster_home: Path, instance: dg.DagsterInstance
 ) -> None:
     own_home = shutil.copytree(dagster_home, tmp_path / "own")
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(own_home))) as own:
-        answers: list[dict[str, object]] = []
-        for name, used in (("a", instance), ("b", own)):
-            (tmp_path / name).mkdir()
-            machine = Machine(tmp_path / name, used)
-            keys = machine.history(3)
-            machine.run(keys[0], keys[-1])
-            machine.run(keys[1])  # one of them again
-            answers.append(seen(used))
+        assert history(tmp_path / "a", instance) == history(tmp_path / "b", own)
     assert isinstance(instance.event_log_storage, ours.EventLogStorage)
     assert type(own.event_log_storage) is SqliteEventLogStorage
-    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_history_reads_the_same_in_postgres_over_a_few_connections(
+    tmp_path: Path, instance: dg.DagsterInstance, postgres: Path
+) -> None:
+    storage = f"\nstorage:\n  postgres:\n    postgres_url: postgresql+psycopg2://dagster@/postgres?host={postgres}\n"
+    (tmp_path / "dagster.yaml").write_text((PROJECT / "dagster.yaml").read_text() + storage)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as elsewhere:
+        assert history(tmp_path / "a", instance) == history(tmp_path / "b", elsewhere)
+    assert 0 < (postgres / "log").read_text().count("connection authorized") < 200
 
 
 def test_a_range_is_written_in_a_few_transactions(tmp_path: Path, instance: dg.DagsterInstance) -> None:
