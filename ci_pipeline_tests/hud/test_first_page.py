@@ -321,6 +321,28 @@ def test_a_run_is_green_when_all_of_it_was_seen_and_passed(warehouse: Client, ow
     assert "◐ incomplete" not in first + page
 
 
+def test_a_run_with_a_problem_is_incomplete_though_each_of_its_test_jobs_was_seen(
+    warehouse: Client, own: TestClient
+) -> None:
+    put(warehouse, "ci_run", {"problems": ["GitHub's jobs were not told: 403"]})
+    put(warehouse, "test_job_result", {"test_job": "run_models_gpu", "success": 3, "complete": True})
+    page = text(own.get("/runs/1").text)
+    assert "GitHub&#39;s jobs were not told: 403" in page
+    assert page.count("◐ incomplete") == page.count("✓ all passed") == 1  # the run, and its test job
+    assert "✓ all passed" not in own.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("entries", "heading"), [([""], "Job"), (["run_models_gpu"], "Job"), (["", "models_x"], "Folder")]
+)
+def test_the_parts_of_a_test_job_are_called_folders_where_it_has_any(
+    warehouse: Client, own: TestClient, entries: list[str], heading: str
+) -> None:
+    put(warehouse, "ci_run", {})
+    put(warehouse, "test_job_result", *({"test_job": "run_models_gpu", "matrix_entry": entry} for entry in entries))
+    assert f" {heading} Device " in text(own.get("/runs/1").text)
+
+
 def test_how_much_is_new_is_said_when_each_test_job_that_fails_was_compared(warehouse: Client, own: TestClient) -> None:
     put(warehouse, "ci_run", {})
     put(
