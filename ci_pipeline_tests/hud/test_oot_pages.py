@@ -632,6 +632,15 @@ def test_readyz_asks_the_warehouse(sampled: TestClient, tmp_path: Path) -> None:
     assert "warehouse_up 0.0" in down.get("/metrics").text
 
 
+def test_readyz_notices_that_the_warehouse_stopped(tmp_path: Path) -> None:
+    with Embedded(tmp_path / "warehouse") as warehouse:
+        client = app_at(tmp_path, warehouse.url)
+        assert client.get("/readyz").status_code == 200
+        assert "warehouse_up 1.0" in client.get("/metrics").text
+    assert client.get("/readyz").status_code == 503
+    assert "warehouse_up 0.0" in client.get("/metrics").text
+
+
 def test_readyz_of_a_relay_asks_its_store(tmp_path: Path) -> None:
     relay = create_server(load_oot_settings(CI_PIPELINE_HOME=tmp_path), load_profile("transformers"), pages=False)
     with TestClient(relay) as client:
@@ -658,7 +667,9 @@ def test_metrics_tell_callbacks_lag_and_freshness(tmp_path: Path, warehouse: Cli
         assert client.post("/api/oot/results", json={}).status_code == 401
         assert client.post("/github/webhook", json={}).status_code == 401
         assert client.get("/readyz").status_code == 200
-        metrics = client.get("/metrics").text
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    metrics = answer.text
     assert 'oot_requests_total{path="/github/callback",status="401"} 2.0' in metrics
     assert 'status="405"' not in metrics
     assert 'oot_requests_total{path="/github/webhook",status="401"} 1.0' in metrics
