@@ -518,7 +518,7 @@ def _limited_for(error: BaseException | None) -> float | None:
     after, reset = error.headers.get("retry-after", ""), error.headers.get("x-ratelimit-reset", "")
     if after.isdecimal():
         return float(after)
-    if after and (date := _http_date(after)):
+    if date := _http_date(after):
         return max(0.0, (date - datetime.now(UTC)).total_seconds())
     if error.headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal() and error.status_code in (403, 429):
         return max(0.0, float(reset) - time.time()) + 1  # clocks differ

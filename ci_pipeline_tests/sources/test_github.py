@@ -81,7 +81,8 @@ def test_a_run_is_read(github, source):
 def test_an_earlier_attempt_is_read(github, source):
     github.add_run(5, conclusion="failure")
     github.add_run(5, 2, conclusion="success")
-    assert source.run(5).key == "5-2"
+    assert source.run(5).key == source.run(5, attempt=2).key == "5-2"
+    assert len(github.requests) == 2
     assert source.run(5, attempt=1).conclusion == "failure"
 
 
@@ -139,8 +140,9 @@ def test_a_server_that_knows_no_pages_is_not_asked_for_ever(github, source, monk
 
 def test_a_job_whose_id_is_no_number_is_read_like_the_others(github, source):
     github.add_run(5)
-    github.handle = lambda request: Response(200, {"id": 5, "total_count": 2, "jobs": [{"id": {}}, {"id": {"a": 1}}]})
-    assert len(source.jobs(source.run(5))) == 2
+    jobs = [{"id": {}}, {"id": {"a": 1}}, {}, {"id": {}}]
+    github.handle = lambda request: Response(200, {"id": 5, "total_count": 4, "jobs": jobs})
+    assert len(source.jobs(source.run(5))) == 4
 
 
 def without_total(response: Response) -> Response:
@@ -220,9 +222,11 @@ def test_authors_are_read_where_github_knows_them(github, source):
     github.other["commits/abc"] = {"sha": "abc", "author": {"login": "ada"}}
     github.other["commits/def"] = {"sha": "def", "author": None, "commit": {"author": {"name": "Some One"}}}
     github.other["pulls/42"] = {"user": {"login": "ada"}, "merged_by": None}
+    github.other["pulls/43"] = {"user": {"login": 5}, "merged_by": {"login": "bob"}}
     assert source.commit_author("abc") == "ada"
     assert source.commit_author("def") is None
     assert source.pull_request(42) == ("ada", None)
+    assert source.pull_request(43) == (None, "bob")
 
 
 # --- failures that pass, and failures that do not -------------------------------------------------------------------
@@ -234,6 +238,8 @@ def test_authors_are_read_where_github_knows_them(github, source):
         {"status": 500},
         {"status": 502, "times": 2},
         {"status": 520},
+        {"status": 408},
+        {"status": 429},
         {"status": 429, "headers": {"retry-after": "1"}},
         {"status": 403, "headers": {"retry-after": "1"}, "body": {"message": "secondary rate limit"}},
         {"cut": True, "after": True},
@@ -389,6 +395,13 @@ def test_an_unchanged_list_of_new_runs_costs_nothing_of_the_rate_limit(github, s
     source.runs_after(cursor)
     source.runs_after(cursor)
     first, again = github.requests[-2:]
+    end = datetime.now(UTC).date() + timedelta(days=2)  # the question is the same all day
+    assert first.query == {
+        "status": "completed",
+        "created": f"2025-11-08T04:00:00Z..{end}T00:00:00Z",
+        "exclude_pull_requests": "true",
+        "per_page": "100",
+    }
     assert first.query == again.query
     assert "if-none-match" in again.headers
 
@@ -453,6 +466,8 @@ def test_whatever_github_answers_is_read_or_is_a_source_error(github, answer, st
 
 
 def test_an_artifact_is_downloaded_and_unpacked(github, source, tmp_path):
+    for name in ("a", "z"):
+        github.add_artifact(5, name)
     github.add_artifact(5, "ci_results", {"model_results.json": "{}", "deep/x": "y"})
     assert source.artifact(5, "ci_results", tmp_path) == tmp_path / "ci_results"
     assert (tmp_path / "ci_results" / "deep" / "x").read_text() == "y"
@@ -464,6 +479,7 @@ def test_the_token_does_not_follow_to_the_blob_storage(github, source, tmp_path)
     source.artifact(5, "report", tmp_path)
     [download] = github.storage.requests
     assert "authorization" not in download.headers
+    assert {request.headers["authorization"] for request in github.requests} == {"token secret-token"}
 
 
 @pytest.mark.parametrize("fault", [{"cut": True, "after": True}, {"status": 503}, {"status": 500, "times": 2}], ids=str)
@@ -656,6 +672,7 @@ def test_the_first_attempt_keeps_its_own_jobs_and_artifacts(github, source, tmp_
     github.add_run(5)
     github.add_jobs(5, "first")
     github.add_artifact(5, "report", {"stats.txt": "first"}, created_at=day(10, 3))
+    github.add_artifact(5, "undated")
     run = source.run(5)
     github.add_run(5, 2, run_started_at=day(10, 12))
     github.add_jobs(5, "second", attempt=2)
@@ -664,6 +681,7 @@ def test_the_first_attempt_keeps_its_own_jobs_and_artifacts(github, source, tmp_
         fetched = source.fetch(attempt, tmp_path / word)
         assert fetched.run.key == attempt.key
         assert [job.name for job in fetched.jobs] == [word]
+        assert fetched.artifact_names == ("report", "undated")
         assert (tmp_path / word / "artifacts/report/stats.txt").read_text() == word
 
 
@@ -709,12 +727,13 @@ def test_a_run_of_long_ago_that_is_run_again_is_found_within_the_hour(github, so
     assert [run.key for run in source.runs_after(json.dumps(cursor)).runs] == ["1-2"]
 
 
-def test_more_runs_than_github_lists_at_once_are_all_found(github, source, monkeypatch):
+@pytest.mark.parametrize("apart", [timedelta(minutes=10), timedelta(seconds=1)], ids=str)
+def test_more_runs_than_github_lists_at_once_are_all_found(github, source, monkeypatch, apart):
     monkeypatch.setattr("ci_pipeline.sources.github.LIST_LIMIT", 100)
     github.list_limit = 100
     start = datetime(2025, 11, 1, tzinfo=UTC)
     for number in range(230):
-        created = (start + timedelta(minutes=10 * number)).isoformat()
+        created = (start + number * apart).isoformat()
         github.add_run(number + 1, created_at=created, updated_at=created)
     page = source.runs_after(AT_THE_START, limit=500)
     assert [run.run_id for run in page.runs] == list(range(1, 231))
