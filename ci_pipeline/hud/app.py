@@ -246,7 +246,7 @@ def _url(context: Context, /, **changed: object) -> str:
     """The address of the same page with other parameters; another view begins on its first page."""
     request: Request = context["request"]
     query = {**request.query_params, "page": "", **{name: str(value) for name, value in changed.items()}}
-    return f"{quote(request.url.path)}?{urlencode({name: value for name, value in query.items() if value})}"
+    return f"{quote(request.scope['path'])}?{urlencode({name: value for name, value in query.items() if value})}"
 
 
 def _utc(moment: datetime) -> str:

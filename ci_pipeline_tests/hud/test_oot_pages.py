@@ -566,6 +566,14 @@ def test_a_page_leads_to_the_same_as_json(sampled: TestClient) -> None:
     assert answer.json()["number"] == 4242
 
 
+def test_a_job_is_found_by_its_links_whatever_its_id(warehouse: Client, client: TestClient) -> None:
+    put(warehouse, job(delivery_id="d #1?&é"))
+    [link] = re.findall(r'href="(/oot/org/backend/jobs/[^"]*)"', client.get("/oot/org/backend").text)
+    [as_json] = re.findall(r'href="(/api/[^"]*)"', client.get(link).text)
+    assert as_json == f"/api{link}?"
+    assert client.get(as_json).json()[0]["job"]["delivery_id"] == "d #1?&é"
+
+
 @pytest.mark.parametrize("query", ["days=2", "days=x", "view=all", "page=0", "page=-1", f"page={10**30}", "pr=x"])
 def test_wrong_parameters_are_refused(sampled: TestClient, query: str) -> None:
     assert sampled.get(f"/oot/{CINDER}?{query}").status_code == 422
