@@ -34,7 +34,7 @@ HOSTILE = 19510000003
 
 def settings_at(home: Path, url: str) -> Settings:
     return load_settings(
-        CI_PIPELINE_HOME=home, CI_PIPELINE_WAREHOUSE_URL=url, CI_PIPELINE_DAGSTER_URL="http://127.0.0.1:3000"
+        CI_PIPELINE_HOME=home, CI_PIPELINE_WAREHOUSE_URL=url, CI_PIPELINE_DAGSTER_URL="http://127.0.0.1:3000/"
     )
 
 
@@ -99,7 +99,17 @@ def test_a_run_says_at_once_how_much_of_what_fails_is_new(client: TestClient) ->
 def test_a_run_leads_to_its_own_partition_in_dagster(client: TestClient) -> None:
     address = f"http://127.0.0.1:3000/assets/slack_report?view=partitions&amp;partition={SECOND}-1"
     assert f'href="{address}"' in client.get(f"/runs/{SECOND}").text
-    assert '<a href="http://127.0.0.1:3000">Dagster</a>' in client.get("/").text
+    assert '<a href="http://127.0.0.1:3000/">Dagster</a>' in client.get("/").text
+
+
+def test_without_an_address_of_dagster_nothing_leads_there(
+    tmp_path: Path, warehouse: Client, warehouse_url: str
+) -> None:
+    put(warehouse, "ci_run", {})
+    settings = load_settings(CI_PIPELINE_HOME=tmp_path, CI_PIPELINE_WAREHOUSE_URL=warehouse_url)
+    page = TestClient(create_app(settings, load_profile("transformers"))).get("/runs/1")
+    assert page.status_code == 200
+    assert "Dagster" not in page.text
 
 
 def test_without_a_run_to_compare_with_nothing_is_said_to_be_new_or_not(client: TestClient) -> None:
@@ -234,13 +244,15 @@ def test_a_test_leads_to_its_history_and_its_file_at_the_commit_whatever_its_nam
     warehouse: Client, own: TestClient, head_sha: str
 ) -> None:
     node_id = "tests/a b.py::t[x&y=#1+%20/é]"
-    put(warehouse, "ci_run", {"head_sha": head_sha})
-    put(warehouse, "test_outcome", {"test_job": "run_models_gpu", "node_id": node_id, "outcome": "failed"})
+    put(warehouse, "ci_run", {"head_sha": head_sha}, {"run_id": 9, "head_sha": "b" * 40})
+    put(warehouse, "run_diff", {"node_id": node_id, "change": "new_failure", "against_run_id": 9})
+    put(warehouse, "test_outcome", {"node_id": node_id, "outcome": "failed"})
     page = own.get("/runs/1").text
     [history] = re.findall(r'href="(/history[^"]*)"', page)
     assert own.get(html.unescape(history)).text.count("✗") == 3  # now, oldest to newest, and every outcome
     file = f"https://github.com/huggingface/transformers/blob/{head_sha}/tests/a%20b.py"
     assert re.findall(r'href="([^"]*)"[^>]*>source<', page) == ([file] if head_sha else [])
+    assert ("/compare/" in page) is bool(head_sha)
 
 
 def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:
@@ -290,7 +302,7 @@ def test_the_worst_parts_of_a_test_job_are_first_and_the_others_a_click_away(
         warehouse,
         "test_job_result",
         {**part, "matrix_entry": "models_fails", "failed": 2, "errors": 1, "seconds": 60.0},
-        {**part, "matrix_entry": "models_fails_least", "failed": 1},
+        {**part, "matrix_entry": "models_fails_least", "failed": 1, "seconds": 3725.6},
         {**part, "matrix_entry": "models_fails_less", "errors": 2, "seconds": 59.9},
         {**part, "matrix_entry": "models_killed", "complete": False},
         {**part, "matrix_entry": "models_passed", "device": "multi", "success": 3},
@@ -308,6 +320,7 @@ def test_the_worst_parts_of_a_test_job_are_first_and_the_others_a_click_away(
     assert "All passed in the other 2. Show all 7" in page
     assert "fails single 2 1 0 0 0:01:00" in page
     assert "fails_less single 0 2 0 0 59.9 s" in page
+    assert "fails_least single 1 0 0 0 1:02:06" in page
 
 
 def test_a_run_is_green_when_all_of_it_was_seen_and_passed(warehouse: Client, own: TestClient) -> None:
