@@ -121,6 +121,11 @@ def test_pages_are_read_when_the_list_does_not_say_how_long_it_is(github, source
         github, "_list", lambda request, key, items, inner=github._list: without_total(inner(request, key, items))
     )
     assert len(source.jobs(source.run(5))) == 200
+    for number in range(6, 10):
+        github.add_run(number)
+    before = len(github.requests)
+    assert [run.run_id for run in source.workflow_runs(7, limit=2)] == [9, 8]
+    assert len(github.requests) == before + 1
 
 
 def test_all_is_read_where_a_server_gives_less_at_once_than_it_is_asked_for(github, source):
@@ -266,6 +271,15 @@ def test_the_primary_rate_limit_is_waited_for(github, source):
     reset = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "0", "x-ratelimit-reset": str(int(time.time()))}
     github.fail("/runs/5$", status=403, headers=reset, body={"message": "API rate limit exceeded"})
     assert source.run(5).run_id == 5
+
+
+@pytest.mark.parametrize(("status", "remaining"), [(404, "0"), (403, "1")])
+def test_a_no_for_another_reason_than_the_rate_limit_is_not_asked_for_again(github, source, status, remaining):
+    limits = {"x-ratelimit-remaining": remaining, "x-ratelimit-reset": str(int(time.time()))}
+    github.fail("/runs/6$", status=status, headers=limits, body={"message": "not for you"}, times=9)
+    with pytest.raises(SourceError, match=rf"runs/6: {status} not for you$"):
+        source.run(6)
+    assert len(github.requests) == 1
 
 
 @pytest.mark.parametrize("status", [403, 429])
