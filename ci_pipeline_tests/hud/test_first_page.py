@@ -99,7 +99,9 @@ def test_a_run_says_at_once_how_much_of_what_fails_is_new(client: TestClient) ->
 def test_a_run_leads_to_its_own_partition_in_dagster(client: TestClient) -> None:
     address = f"http://127.0.0.1:3000/assets/slack_report?view=partitions&amp;partition={SECOND}-1"
     assert f'href="{address}"' in client.get(f"/runs/{SECOND}").text
-    assert '<a href="http://127.0.0.1:3000/">Dagster</a>' in client.get("/").text
+    navigation = ('<a href="/oot">Out-of-tree</a>', '<a href="http://127.0.0.1:3000/">Dagster</a>')
+    assert all(link in client.get("/").text for link in navigation)
+    assert '<a href="/">CI runs</a>' in client.get("/oot").text
 
 
 def test_without_an_address_of_dagster_nothing_leads_there(
@@ -282,6 +284,7 @@ def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse
     page = client.get("/runs/1")
     assert len(page.content) < 150_000
     assert "20,000 boom" in text(page.text)
+    assert "Folder, the 12 most common 50 m0 50 m1 50 m10 " in text(page.text)
     assert "Page 1 of 400" in text(page.text)
     assert "The worst 60 of 400 that fail or are incomplete" in text(page.text)
     assert text(page.text).count("killed") > 60
