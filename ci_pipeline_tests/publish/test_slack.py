@@ -69,12 +69,14 @@ def test_a_connection_that_slack_closed_in_between_is_opened_again(slack: SlackC
     assert [m["text"] for m in slack_server.channel()] == ["one failure", "another", "a third"]
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"<html>\xe9", b'{"ok": fal', b""])
+@pytest.mark.parametrize(
+    ("status", "body"), [(502, b"<html>"), (502, b"<html>\xe9"), (502, b'{"ok": fal'), (502, b""), (200, b"<html>")]
+)
 def test_a_gateway_that_answers_in_slacks_place_is_slack_being_away(
-    slack: SlackClient, slack_server: SlackServer, body: bytes
+    slack: SlackClient, slack_server: SlackServer, status: int, body: bytes
 ):
-    slack_server.handle = lambda request: Response(502, body)
-    with pytest.raises(SlackUnavailable, match="HTTP 502"):
+    slack_server.handle = lambda request: Response(status, body)
+    with pytest.raises(SlackUnavailable, match=f"HTTP {status}"):
         slack.update("C00000001", "1.1", "text", SECTION)
 
 
@@ -90,6 +92,14 @@ def test_a_429_that_asks_for_an_hour_is_not_waited_for(slack: SlackClient, slack
     slack_server.fail("chat.update", status=429, headers={"Retry-After": "3600"})
     with pytest.raises(SlackUnavailable, match="HTTP 429"):
         slack.update("C00000001", "1.1", "text", SECTION)
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_429_that_never_ends_is_given_up(slack: SlackClient, slack_server: SlackServer):
+    slack_server.fail("chat.update", status=429, headers={"Retry-After": "1"}, times=99)
+    with pytest.raises(SlackUnavailable, match="HTTP 429"):
+        slack.update("C00000001", "1.1", "text", SECTION)
+    assert len(slack_server.requests) == 1 + 20
 
 
 @pytest.mark.parametrize(("body", "holds"), [({"ok": True}, "holds no ts"), ([1], "not understood")])
@@ -165,7 +175,7 @@ def test_blocks_that_slack_refuses_go_out_as_text(slack: SlackClient, slack_serv
 @pytest.mark.parametrize("error", ["invalid_blocks_format", "msg_too_long", "too_many_blocks"])
 def test_what_slack_calls_too_long_goes_out_as_text(slack: SlackClient, slack_server: SlackServer, error: str):
     slack_server.fail("chat.postMessage", status=200, body={"ok": False, "error": error})
-    slack.post("#ci", "1 failure", SECTION)
+    slack.post("#ci", "1 failure", [{"type": "divider"}, *SECTION])
     [message] = slack_server.channel()
     assert (message["text"], "blocks" in message) == ("1 failure\n\n*one* failure", False)
 
@@ -214,6 +224,28 @@ def test_nobody_listening_is_one_line():
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(SlackUnavailable, match="cannot be reached"):
             SlackClient("t", f"http://127.0.0.1:{unused.getsockname()[1]}/api/").post("#ci", "text", SECTION)
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_slack_that_takes_long_to_say_nothing_is_asked_twice(
+    slack_server: SlackServer, monkeypatch: pytest.MonkeyPatch
+):
+    slack_server.fail("chat.postMessage", status=503, times=99)
+    for seconds, times in ((45.0, 5), (0.0, 2)):
+        monkeypatch.setattr("ci_pipeline.publish.slack.TIRING", seconds)
+        slack_server.requests.clear()
+        with pytest.raises(SlackUnavailable, match="503"):
+            SlackClient("xoxb-test", slack_server.api_url).post("C00000001", "text", SECTION)
+        assert len(slack_server.calls("chat.postMessage")) == times
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("fault", [{"status": 503, "times": 3}, {"cut": True, "after": True}], ids=str)
+def test_an_edit_is_tried_again(slack: SlackClient, slack_server: SlackServer, fault: dict):
+    ts = slack.post("#ci", "before", SECTION)
+    slack_server.fail("chat.update", **fault)
+    slack.update("#ci", ts, "after", SECTION)
+    assert [m["text"] for m in slack_server.channel()] == ["after"]
 
 
 @pytest.mark.usefixtures("short_waits")
