@@ -22,6 +22,13 @@ def test_a_bot_that_may_not_list_private_channels_finds_the_others(slack: SlackC
     assert slack.channel_id("#ci") == slack_server.ids["ci"]
 
 
+def test_what_slack_does_not_say_of_the_bot_is_not_held_against_it(slack: SlackClient, slack_server: SlackServer):
+    slack_server.fail("auth.test", status=200, body={"ok": True, "user": "bot", "team": "Acme"})
+    assert slack.who() == ("@bot in Acme", [])
+    slack_server.fail("conversations.info", status=200, body={"ok": True, "channel": {"id": "D00000001"}})
+    assert slack.is_in("D00000001") is True
+
+
 def test_a_thread_goes_out_on_one_connection(slack: SlackClient, slack_server: SlackServer):
     ts = slack.post("#ci", "one failure", SECTION)
     for _ in range(3):
@@ -70,7 +77,15 @@ def test_a_connection_that_slack_closed_in_between_is_opened_again(slack: SlackC
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(502, b"<html>"), (502, b"<html>\xe9"), (502, b'{"ok": fal'), (502, b""), (200, b"<html>")]
+    ("status", "body"),
+    [
+        (502, b"<html>"),
+        (502, b"<html>\xe9"),
+        (502, b'{"ok": fal'),
+        (502, b""),
+        (500, b'{"error": "oops"}'),
+        (200, b"<html>"),
+    ],
 )
 def test_a_gateway_that_answers_in_slacks_place_is_slack_being_away(
     slack: SlackClient, slack_server: SlackServer, status: int, body: bytes
