@@ -20,6 +20,18 @@ def test_a_message_goes_to_a_channel_by_its_name(slack: SlackClient, slack_serve
 def test_a_bot_that_may_not_list_private_channels_finds_the_others(slack: SlackClient, slack_server: SlackServer):
     slack_server.scopes = "channels:read"
     assert slack.channel_id("#ci") == slack_server.ids["ci"]
+    assert [(call["types"], call["exclude_archived"]) for call in slack_server.calls("conversations.list")] == [
+        ("public_channel,private_channel", "1"),
+        ("public_channel", "1"),
+    ]
+
+
+def test_a_list_that_does_not_speak_of_a_next_page_is_at_its_end(slack: SlackClient, slack_server: SlackServer):
+    slack_server.fail("conversations.list", status=200, body={"ok": True, "channels": [{"name": "x", "id": "C7"}]})
+    assert slack.channel_id("#x") == "C7"
+    slack_server.fail("conversations.history", status=200, body={"ok": True, "messages": [{"ts": "1.1"}]})
+    assert list(slack.messages("#x")) == [{"ts": "1.1"}]
+    assert len(slack_server.requests) == 2
 
 
 def test_what_slack_does_not_say_of_the_bot_is_not_held_against_it(slack: SlackClient, slack_server: SlackServer):
@@ -231,6 +243,8 @@ def test_where_slack_does_not_say_where_a_message_is_nothing_is_said(slack: Slac
     ts = slack.post("#ci", "text", SECTION)
     assert slack.url("#ci", ts) == f"https://example.slack.com/archives/C00000001/p{ts.replace('.', '')}"
     assert slack.url("#ci", "1.1") == ""
+    slack_server.fail("chat.getPermalink", status=200, body={"ok": True})
+    assert slack.url("#ci", ts) == ""
 
 
 @pytest.mark.usefixtures("short_waits")
