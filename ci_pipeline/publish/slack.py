@@ -42,6 +42,9 @@ TIRING = 45
 DOWN = 60
 """Seconds for which one try is enough, where Slack was given up before."""
 
+CLOCKS = 3600
+"""Seconds by which Slack's clock may be behind ours."""
+
 SCOPES = ("chat:write", "files:write", "channels:read", "channels:history")
 """What the bot may do. For private channels, `groups:…` in place of `channels:…`."""
 
@@ -134,9 +137,10 @@ class SlackClient:
     ) -> str:
         """Post a message; its `ts`. Where an answer was lost, the message is looked for before it is sent again."""
         metadata = metadata or {"event_type": EVENT_TYPE, "event_payload": {"key": uuid.uuid4().hex}}
+        began = time.time() - CLOCKS
         for attempt in self._retrying():
             with attempt:
-                if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata)):
+                if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata, began)):
                     return ts
                 answer = self._with_blocks(
                     self._once.chat_postMessage, channel, text, blocks, thread_ts=thread_ts, metadata=metadata
@@ -228,10 +232,10 @@ class SlackClient:
             self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
             cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
 
-    def _find(self, channel: str, thread_ts: str | None, metadata: Metadata) -> str:
+    def _find(self, channel: str, thread_ts: str | None, metadata: Metadata, oldest: float) -> str:
         """The `ts` of the message that carries this metadata, or ""."""
         try:
-            for message in self.messages(channel, thread_ts):
+            for message in self.messages(channel, thread_ts, oldest):
                 if (message.get("metadata") or {}).get("event_payload") == metadata["event_payload"]:
                     return str(message["ts"])
         except SlackRefused as refused:

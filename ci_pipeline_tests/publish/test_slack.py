@@ -173,6 +173,15 @@ def test_a_lost_answer_in_a_thread_never_posts_twice(slack: SlackClient, slack_s
 
 
 @pytest.mark.usefixtures("short_waits")
+def test_a_message_is_looked_for_among_the_latest_alone(slack: SlackClient, slack_server: SlackServer):
+    slack_server.channel().extend({"ts": f"{1_700_000_000 + n}.000001", "text": "of last year"} for n in range(1000))
+    slack_server.fail("chat.postMessage", status=503)
+    slack.post("#ci", "text", SECTION)
+    assert len(slack_server.channel()) == 1001
+    assert len(slack_server.calls("conversations.history")) == 1
+
+
+@pytest.mark.usefixtures("short_waits")
 def test_without_the_right_to_look_a_message_is_rather_posted_twice_than_lost(
     slack: SlackClient, slack_server: SlackServer, caplog: pytest.LogCaptureFixture
 ):
