@@ -482,7 +482,7 @@ def test_only_a_static_file_that_is_there_is_kept_by_browsers(client: TestClient
 def test_a_run_that_is_not_known_is_a_page_that_says_so(client: TestClient) -> None:
     response = client.get("/runs/42")
     assert response.status_code == 404
-    assert "There is no CI run 42" in text(response.text)
+    assert "Not Found There is no CI run 42" in text(response.text)
     assert client.get("/api/runs/42").json() == {"detail": "There is no CI run 42."}
 
 
@@ -520,6 +520,7 @@ def test_a_warehouse_that_is_down_is_one_clear_page(tmp_path: Path) -> None:
     settings = settings_at(tmp_path, "http://127.0.0.1:9/default")
     response = TestClient(create_app(settings, load_profile("transformers"))).get("/oot?days=30")
     assert response.status_code == 503
+    assert "<h1>No data at the moment</h1>" in response.text
     assert "The warehouse cannot be asked" in response.text
     assert '<a href="/oot?days=30">Try again</a>' in response.text
 
