@@ -145,7 +145,7 @@ class SlackClient:
                 answer = self._with_blocks(
                     self._once.chat_postMessage, channel, text, blocks, thread_ts=thread_ts, metadata=metadata
                 )
-                self._ids[channel] = str(answer.get("channel") or channel)
+                self._ids[_name(channel)] = str(answer.get("channel") or channel)
                 return _held("chat.postMessage", channel, answer, "ts")
         raise AssertionError("unreachable")
 
@@ -214,14 +214,14 @@ class SlackClient:
         """The id of a channel: posting takes its name, everything else wants its id. Where no id is known, its name."""
         if re.fullmatch(r"[CDG][A-Z0-9]{7,}", channel):
             return channel
-        if channel not in self._ids:
+        if _name(channel) not in self._ids:
             try:
                 self._list_channels("public_channel,private_channel")
             except SlackRefused as refused:
                 if refused.reason != "missing_scope":
                     raise
                 self._list_channels("public_channel")  # for the others the bot would need groups:read
-        return self._ids.get(channel) or self._ids.get(f"#{channel.lstrip('#')}", channel)
+        return self._ids.get(_name(channel), channel)
 
     def _list_channels(self, types: str) -> None:
         cursor: str | None = None
@@ -304,6 +304,11 @@ class SlackClient:
             raise SlackRefused(method, f"its answer is not understood: {error!r}", subject) from error
         self._down_until = 0.0
         return answer
+
+
+def _name(channel: str) -> str:
+    """As `SlackClient` remembers it."""
+    return f"#{channel.lstrip('#')}"
 
 
 def _held(method: str, subject: str, answer: Mapping[str, Any], key: str) -> str:

@@ -26,6 +26,11 @@ def test_a_bot_that_may_not_list_private_channels_finds_the_others(slack: SlackC
     ]
 
 
+def test_a_channel_may_be_named_without_its_hash_and_is_looked_up_once(slack: SlackClient, slack_server: SlackServer):
+    assert [slack.channel_id(name) for name in ("ci", "#ci", "ci")] == [slack_server.ids["ci"]] * 3
+    assert len(slack_server.calls("conversations.list")) == 1
+
+
 def test_a_list_that_does_not_speak_of_a_next_page_is_at_its_end(slack: SlackClient, slack_server: SlackServer):
     slack_server.fail("conversations.list", status=200, body={"ok": True, "channels": [{"name": "x", "id": "C7"}]})
     assert slack.channel_id("#x") == "C7"
