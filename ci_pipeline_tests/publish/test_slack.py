@@ -1,6 +1,8 @@
 """The client against a server that plays Slack."""
 
 import socket
+import socketserver
+import threading
 import time
 
 import pytest
@@ -180,9 +182,10 @@ def test_a_lost_answer_in_a_thread_never_posts_twice(slack: SlackClient, slack_s
 @pytest.mark.usefixtures("short_waits")
 def test_a_message_is_looked_for_among_the_latest_alone(slack: SlackClient, slack_server: SlackServer):
     slack_server.channel().extend({"ts": f"{1_700_000_000 + n}.000001", "text": "of last year"} for n in range(1000))
+    slack_server.channel().append({"ts": f"{time.time():.0f}.000001", "text": "somebody's"})
     slack_server.fail("chat.postMessage", status=503)
     slack.post("#ci", "text", SECTION)
-    assert len(slack_server.channel()) == 1001
+    assert len(slack_server.channel()) == 1002
     assert len(slack_server.calls("conversations.history")) == 1
 
 
@@ -262,11 +265,25 @@ def test_where_slack_does_not_say_where_a_message_is_nothing_is_said(slack: Slac
 
 
 @pytest.mark.usefixtures("short_waits")
-def test_nobody_listening_is_one_line():
+def test_nobody_listening_is_one_line(caplog: pytest.LogCaptureFixture):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(SlackUnavailable, match="cannot be reached"):
             SlackClient("t", f"http://127.0.0.1:{unused.getsockname()[1]}/api/").post("#ci", "text", SECTION)
+    assert {record.name for record in caplog.records} == {"ci_pipeline.publish.slack"}
+
+
+def test_a_server_that_speaks_another_language_is_slack_being_away():
+    class Ssh(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Ssh) as server:
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        with pytest.raises(SlackUnavailable, match=r"cannot be reached for chat\.update: SSH"):
+            SlackClient("t", f"http://127.0.0.1:{server.server_address[1]}/api/").update("C00000001", "1.1", "x", [])
+        server.shutdown()
 
 
 @pytest.mark.usefixtures("short_waits")
@@ -316,6 +333,18 @@ def test_an_edit_finds_the_channels_id_on_the_last_page(slack_server: SlackServe
     ts = SlackClient("xoxb-test", slack_server.api_url).post("#late", "before", SECTION)
     SlackClient("xoxb-test", slack_server.api_url).update("#late", ts, "after", SECTION)
     assert slack_server.channel("late")[0]["text"] == "after"
+
+
+def test_what_is_gone_need_not_be_deleted_and_what_may_not_be_deleted_is_told(
+    slack: SlackClient, slack_server: SlackServer
+):
+    ts = slack.post("#ci", "text", SECTION)
+    for _ in range(2):
+        slack.delete("#ci", ts)
+        assert slack_server.channel() == []
+    slack_server.denied_scopes = {"chat.delete"}
+    with pytest.raises(SlackRefused, match="missing_scope"):
+        slack.delete("#ci", ts)
 
 
 @pytest.mark.usefixtures("short_waits")
