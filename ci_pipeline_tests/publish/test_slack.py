@@ -129,6 +129,16 @@ def test_a_429_that_asks_for_an_hour_is_not_waited_for(slack: SlackClient, slack
 
 
 @pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "soon"}], ids=str)
+def test_after_a_429_that_does_not_say_how_long_to_wait_it_is_tried_again(
+    slack: SlackClient, slack_server: SlackServer, headers: dict
+):
+    slack_server.fail("chat.postMessage", status=429, headers=headers)
+    slack.post("#ci", "text", SECTION)
+    assert len(slack_server.channel()) == 1
+
+
+@pytest.mark.usefixtures("short_waits")
 def test_a_429_that_never_ends_is_given_up(slack: SlackClient, slack_server: SlackServer):
     slack_server.fail("chat.update", status=429, headers={"Retry-After": "1"}, times=99)
     with pytest.raises(SlackUnavailable, match="HTTP 429"):
@@ -353,7 +363,7 @@ def test_a_file_is_in_the_thread_once_although_an_answer_was_lost(slack: SlackCl
     slack_server.fail("files.completeUploadExternal", status=500, after=True)
     file_id = slack.upload("#ci", main, "failures.txt", "All failures", "tests/test_a.py::test_ü\n")
     [_, shared] = slack_server.channel()
-    assert [f["id"] for f in shared["files"]] == [file_id]
+    assert [(f["id"], f["title"]) for f in shared["files"]] == [(file_id, "All failures")]
     assert slack_server.content[file_id].decode() == "tests/test_a.py::test_ü\n"
     slack.delete_file("#ci", file_id)
     slack.delete_file("#ci", file_id)
