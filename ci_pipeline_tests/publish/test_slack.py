@@ -314,8 +314,9 @@ def test_a_slack_that_takes_long_to_say_nothing_is_asked_twice(
 def test_an_edit_is_tried_again(slack: SlackClient, slack_server: SlackServer, fault: dict):
     ts = slack.post("#ci", "before", SECTION)
     slack_server.fail("chat.update", **fault)
-    slack.update("#ci", ts, "after", SECTION)
-    assert [m["text"] for m in slack_server.channel()] == ["after"]
+    metadata = {"event_type": "report", "event_payload": {"hash": "of what it says now"}}
+    slack.update("#ci", ts, "after", SECTION, metadata)
+    assert [(m["text"], m["metadata"]) for m in slack_server.channel()] == [("after", metadata)]
 
 
 @pytest.mark.usefixtures("short_waits")
