@@ -508,13 +508,11 @@ def _pause(error: BaseException | None, attempt: int) -> float | None:
     return backoff if isinstance(error, httpx2.TransportError | httpx2.DecodingError | json.JSONDecodeError) else None
 
 
-def _limited_for(error: BaseException | None) -> float | None:
+def _limited_for(error: gidgethub.HTTPException) -> float | None:
     """For how many seconds GitHub asks to wait; None where it does not.
 
     The secondary limits say `retry-after`, the primary one that nothing remains until `x-ratelimit-reset`.
     """
-    if not isinstance(error, gidgethub.HTTPException):
-        return None
     after, reset = error.headers.get("retry-after", ""), error.headers.get("x-ratelimit-reset", "")
     if after.isdecimal():
         return float(after)
