@@ -356,7 +356,9 @@ def test_the_parts_of_a_test_job_are_called_folders_where_it_has_any(
 ) -> None:
     put(warehouse, "ci_run", {})
     put(warehouse, "test_job_result", *({"test_job": "run_models_gpu", "matrix_entry": entry} for entry in entries))
-    assert f" {heading} Device " in text(own.get("/runs/1").text)
+    page = text(own.get("/runs/1").text)
+    assert f" {heading} Device " in page
+    assert " on :" not in page  # of a part without a device
 
 
 def test_how_much_is_new_is_said_when_each_test_job_that_fails_was_compared(warehouse: Client, own: TestClient) -> None:
@@ -376,6 +378,7 @@ def test_how_much_is_new_is_said_when_each_test_job_that_fails_was_compared(ware
     page = text(own.get("/").text)
     assert page.count("✗ 2 failing, 0 new") == 1
     assert "Models 2 0 0 2 0 0 0 all 1 Examples directory 0 0 0 0 0 1 0 all 1" in page
+    assert "Compared with" not in own.get("/runs/1").text  # those runs are not known any more
     put(warehouse, "test_job_result", {"test_job": "of_nobody", "failed": 1, "complete": True})
     put(warehouse, "run_diff", {"test_job": "of_nobody", "change": "unique_failure", "against_run_id": 7})
     page = text(own.get("/").text)
@@ -562,12 +565,14 @@ def test_a_streak_begins_with_the_first_failure_after_the_last_success() -> None
         return {"run_id": run_id, "outcome": outcome, "device": device, "workflow": workflow}
 
     rows = [
-        row(5, "passed"), row(5, "error"), row(5, "passed", "multi"), row(4, "failed"), row(3, "passed"),
-        row(2, "failed"), row(4, "skipped", "multi"), row(6, "failed", workflow="Other"),
+        row(6, "failed", "multi", "Other"), row(6, "failed", workflow="Other"),
+        row(5, "passed"), row(5, "error"), row(5, "passed", "multi"), row(4, "failed"), row(4, "passed"),
+        row(3, "passed"), row(2, "failed"), row(4, "skipped", "multi"),
     ]  # fmt: skip
     found = streaks(rows, ["single", "multi"])
     assert [(s.workflow, s.device, s.fails, s.since["run_id"], s.since_start) for s in found] == [
         ("Nightly", "single", True, 4, False),
         ("Other", "single", True, 6, True),
+        ("Other", "multi", True, 6, True),
         ("Nightly", "multi", False, 4, True),
     ]
