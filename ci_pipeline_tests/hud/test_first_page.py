@@ -423,6 +423,18 @@ def test_what_fails_in_a_folder_is_told_with_whom_to_ask(tmp_path: Path, warehou
     assert [len(test["trace"]) for test in long] == [2000]
 
 
+def test_a_folder_of_nobody_is_of_those_who_look_after_its_test_job(
+    tmp_path: Path, warehouse: Client, warehouse_url: str
+) -> None:
+    put(warehouse, "ci_run", {})
+    failed = {"test_job": "run_models_gpu", "outcome": "failed", "node_id": "t"}
+    put(warehouse, "test_outcome", *({**failed, "matrix_entry": f"models_{name}"} for name in ("bert", "gpt2")))
+    oncall = {"bert": "ada", "run_models_gpu": "grace"}
+    profile = load_profile("transformers").model_copy(update={"oncall": oncall})
+    client = TestClient(create_app(settings_at(tmp_path, warehouse_url), profile), base_url="http://127.0.0.1")
+    assert "1 models_bert ask ada 1 models_gpt2 ask grace" in text(client.get("/runs/1").text)
+
+
 def test_a_history_that_is_longer_than_its_page_says_so(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
     run = "'huggingface/transformers', number, 1, 1"
     columns = "repository, run_id, run_attempt, version"
