@@ -52,7 +52,7 @@ def second_process() -> Generator[Start]:
 
             return result
 
-        for module in ("huggingface_hub.hf_api", "ci_pipeline.publish.hub"):  # the longest of the imports
+        for module in ("ci_pipeline.publish.hub", "huggingface_hub.hf_api"):  # the longest of the imports
             start(import_module, module)
         yield start
 

@@ -1,5 +1,8 @@
 """Uploads against a server that plays the Hub."""
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +30,18 @@ def test_all_files_go_up_in_one_commit(hub_server: HubServer):
     assert hub_server.repos["acme/ci"] == FILES
     assert hub_server.commits["acme/ci"] == ["CI results"]
     assert commit == hub_server.head("acme/ci")
+
+
+def test_an_upload_asks_the_hub_for_nothing_else(hub_server: HubServer, tmp_path: Path):
+    call = f"repo_id='acme/ci', message='CI results', endpoint='{hub_server.url}', token='hf_test'"
+    code = f"from ci_pipeline.publish import hub; hub.upload({{'a.txt': b'a'}}, {call})"
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
+    env |= {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert [request.path.rpartition("/acme/ci/")[2] for request in hub_server.requests] == [
+        "preupload/main",
+        "commit/main",
+    ]
 
 
 def test_the_same_files_again_make_no_new_commit(hub_server: HubServer):
