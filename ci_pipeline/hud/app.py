@@ -254,7 +254,7 @@ def _utc(moment: datetime) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if round(seconds, 1) < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _run(ci_runs: CiRuns, run_id: int) -> RunPage:

@@ -246,7 +246,7 @@ def test_a_test_leads_to_its_history_and_its_file_at_the_commit_whatever_its_nam
     warehouse: Client, own: TestClient, head_sha: str
 ) -> None:
     node_id = "tests/a b.py::t[x&y=#1+%20/é]"
-    put(warehouse, "ci_run", {"head_sha": head_sha}, {"run_id": 9, "head_sha": "b" * 40})
+    put(warehouse, "ci_run", {"head_sha": head_sha}, {"run_id": 9, "head_sha": head_sha and "b" * 40})
     put(warehouse, "run_diff", {"node_id": node_id, "change": "new_failure", "against_run_id": 9})
     put(warehouse, "test_outcome", {"node_id": node_id, "outcome": "failed"})
     page = own.get("/runs/1").text
@@ -255,6 +255,7 @@ def test_a_test_leads_to_its_history_and_its_file_at_the_commit_whatever_its_nam
     file = f"https://github.com/huggingface/transformers/blob/{head_sha}/tests/a%20b.py"
     assert re.findall(r'href="([^"]*)"[^>]*>source<', page) == ([file] if head_sha else [])
     assert ("/compare/" in page) is bool(head_sha)
+    assert "the same commit" not in page
 
 
 def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> None:
@@ -304,9 +305,9 @@ def test_the_worst_parts_of_a_test_job_are_first_and_the_others_a_click_away(
     put(
         warehouse,
         "test_job_result",
-        {**part, "matrix_entry": "models_fails", "failed": 2, "errors": 1, "seconds": 60.0},
+        {**part, "matrix_entry": "models_fails", "failed": 2, "errors": 1, "seconds": 59.96},
         {**part, "matrix_entry": "models_fails_least", "failed": 1, "seconds": 3725.6},
-        {**part, "matrix_entry": "models_fails_less", "errors": 2, "seconds": 59.9},
+        {**part, "matrix_entry": "models_fails_less", "errors": 2, "seconds": 59.94},
         {**part, "matrix_entry": "models_killed", "complete": False},
         {**part, "matrix_entry": "models_passed", "device": "multi", "success": 3},
         {**part, "matrix_entry": "models_passed", "success": 3},
