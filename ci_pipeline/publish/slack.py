@@ -229,7 +229,7 @@ class SlackClient:
             answer = self._call(
                 self._web.conversations_list, types=types, exclude_archived=True, limit=1000, cursor=cursor
             )
-            self._ids |= {f"#{known['name']}": str(known["id"]) for known in answer.get("channels", ())}
+            self._ids |= {_name(str(known["name"])): str(known["id"]) for known in answer.get("channels", ())}
             cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
 
     def _find(self, channel: str, thread_ts: str | None, metadata: Metadata, oldest: float) -> str:
@@ -307,7 +307,7 @@ class SlackClient:
 
 
 def _name(channel: str) -> str:
-    """As `SlackClient` remembers it."""
+    """A channel's name with its `#`, which people leave out."""
     return f"#{channel.lstrip('#')}"
 
 

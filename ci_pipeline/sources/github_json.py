@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -66,20 +66,24 @@ def run_payload(run: CiRun) -> dict[str, Any]:
 
 def jobs_from(payload: object) -> tuple[CiJob, ...]:
     """The jobs of a jobs object (`{"jobs": […]}`), of a list of such pages, or of a plain list of jobs."""
-    jobs = objects(payload, "jobs")
-    return tuple(_job(job) for item in jobs for job in (objects(item, "jobs") if "jobs" in item else [item]))
+    return tuple(map(_job, _job_objects(payload)))
 
 
-def missing_jobs(payload: object, found: Sequence[CiJob]) -> str:
-    """What `jobs_from` has not found in a payload, in words; "" where all is there, or there is no payload.
+def missing_jobs(payload: object) -> str:
+    """What `jobs_from` does not find in a payload, in words; "" where all is there, or there is no payload.
 
     People save the first of several pages, and what GitHub says in place of one.
     """
     pages = objects(payload if isinstance(payload, list) else [payload])
     if any("name" not in page and not isinstance(page.get("jobs"), list) for page in pages):
         return "no list of jobs"
-    total = max((number_from(page.get("total_count")) for page in pages), default=0)
-    return f"only {len(found)} of {total} jobs" if len(found) < total else ""
+    found, total = len(_job_objects(payload)), max((number_from(page.get("total_count")) for page in pages), default=0)
+    return f"only {found} of {total} jobs" if found < total else ""
+
+
+def _job_objects(payload: object) -> list[Json]:
+    items = objects(payload, "jobs")
+    return [job for item in items for job in (objects(item, "jobs") if "jobs" in item else [item])]
 
 
 def _job(job: Json) -> CiJob:

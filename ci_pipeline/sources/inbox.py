@@ -80,7 +80,7 @@ class InboxSource(ABC):
     def jobs(self, run: CiRun) -> tuple[CiJob, ...]:
         payload = self._json(self._find(run.run_id, run.run_attempt)[0], "jobs.json")
         jobs = jobs_from(payload)
-        if missing := missing_jobs(payload, jobs):
+        if missing := missing_jobs(payload):
             raise SourceError(f"run {run.key}: jobs.json: {missing}", jobs)
         return jobs
 
@@ -118,7 +118,7 @@ class InboxSource(ABC):
         payload, problems = self._tolerant(name, "run.json")
         jobs, more = self._tolerant(name, "jobs.json")
         problems += more
-        if missing := missing_jobs(jobs, jobs_from(jobs)):
+        if missing := missing_jobs(jobs):
             problems.append(Problem("jobs", missing))
         before, more = self._tolerant(name, "problems.json")  # of a run that was fetched elsewhere
         problems += [*raw_store.problems_from(before), *more]

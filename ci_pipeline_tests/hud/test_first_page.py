@@ -268,11 +268,10 @@ def test_a_pull_request_has_the_results_of_both_halves(client: TestClient) -> No
     assert "by ada" in page
 
 
-def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
-    settings = settings_at(tmp_path, warehouse_url)
+def test_a_run_with_many_failing_tests_is_a_small_page(warehouse: Client, own: TestClient) -> None:
     columns = "repository, run_id, run_attempt, version, test_job, matrix_entry"
     of_run = "'huggingface/transformers', 1, 1, 1"
-    warehouse.command(f"INSERT INTO ci_run (repository, run_id, run_attempt, version) VALUES ({of_run})")
+    put(warehouse, "ci_run", {})
     warehouse.command(
         f"INSERT INTO test_outcome ({columns}, device, node_id, outcome, trace) SELECT {of_run}, 'run_models_gpu',"
         " concat('m', toString(number % 400)), 'single', toString(number), 'failed', 'boom' FROM numbers(20000)"
@@ -281,20 +280,19 @@ def test_a_run_with_many_failing_tests_is_a_small_page(tmp_path: Path, warehouse
         f"INSERT INTO test_job_result ({columns}, device, failed, complete, reason) SELECT {of_run}, 'run_models_gpu',"
         " concat('m', toString(number)), 'single', 50, number > 300, 'killed' FROM numbers(400)"
     )
-    client = TestClient(create_app(settings, load_profile("transformers")), base_url="http://127.0.0.1")
-    page = client.get("/runs/1")
+    page = own.get("/runs/1")
     assert len(page.content) < 150_000
     assert "20,000 boom" in text(page.text)
     assert "Folder, the 12 most common 50 m0 50 m1 50 m10 " in text(page.text)
     assert "Page 1 of 400" in text(page.text)
     assert "The worst 60 of 400 that fail or are incomplete" in text(page.text)
     assert text(page.text).count("killed") > 60
-    [test] = client.get("/api/runs/1/tests", params={"folder": "m7", "text": "19607"}).json()["tests"]
+    [test] = own.get("/api/runs/1/tests", params={"folder": "m7", "text": "19607"}).json()["tests"]
     assert test["node_id"] == "19607"
-    second = client.get("/api/runs/1/tests?page=2").json()
+    second = own.get("/api/runs/1/tests?page=2").json()
     assert (second["page"], second["pages"], second["matching"]) == (2, 400, 20000)
     assert [test["matrix_entry"] for test in second["tests"]] == ["m1"] * 50
-    assert f">{second['tests'][0]['node_id']}</a>" in client.get("/runs/1?page=2").text
+    assert f">{second['tests'][0]['node_id']}</a>" in own.get("/runs/1?page=2").text
 
 
 def test_the_worst_parts_of_a_test_job_are_first_and_the_others_a_click_away(
@@ -387,25 +385,20 @@ def test_how_much_is_new_is_said_when_each_test_job_that_fails_was_compared(ware
     assert "Examples directory 0 0 0 0 0 1 0 all 1 of_nobody 1 – – – – 0 0 all 1" in page
 
 
-def test_a_run_of_which_nothing_was_seen_is_not_green(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
-    for repository in ("huggingface/transformers", "octo/fork"):
-        warehouse.command(
-            f"INSERT INTO ci_run (repository, run_id, run_attempt, version) VALUES ('{repository}', 1, 1, 1)"
-        )
-    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
-    client = TestClient(app, base_url="http://127.0.0.1")
+def test_a_run_of_which_nothing_was_seen_is_not_green(warehouse: Client, own: TestClient) -> None:
+    put(warehouse, "ci_run", {}, {"repository": "octo/fork"})
     for path, runs in (("/", 2), ("/runs/1", 1)):
-        page = text(client.get(path).text)
+        page = text(own.get(path).text)
         assert page.count("◐ incomplete") == runs
         assert page.count("No report of this run was found") == runs
         assert "all passed" not in page
-    assert len(client.get("/api/runs?limit=1").json()) == 1
+    assert len(own.get("/api/runs?limit=1").json()) == 1
 
 
 def test_what_fails_in_a_folder_is_told_with_whom_to_ask(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
     columns = "repository, run_id, run_attempt, version"
     of_run = "'huggingface/transformers', 1, 1, 1"
-    warehouse.command(f"INSERT INTO ci_run ({columns}) VALUES ({of_run})")
+    put(warehouse, "ci_run", {})
     warehouse.command(
         f"INSERT INTO test_outcome ({columns}, test_job, matrix_entry, device, node_id, outcome, message, trace) VALUES"
         f" ({of_run}, 'run_models_gpu', 'models_bert', 'multi', 'a', 'failed', 'no trace: boom', ''),"
@@ -436,17 +429,15 @@ def test_a_folder_of_nobody_is_of_those_who_look_after_its_test_job(
     assert "1 models_bert ask ada 1 models_gpt2 ask grace" in text(client.get("/runs/1").text)
 
 
-def test_a_history_that_is_longer_than_its_page_says_so(tmp_path: Path, warehouse: Client, warehouse_url: str) -> None:
+def test_a_history_that_is_longer_than_its_page_says_so(warehouse: Client, own: TestClient) -> None:
     run = "'huggingface/transformers', number, 1, 1"
     columns = "repository, run_id, run_attempt, version"
     warehouse.command(f"INSERT INTO ci_run ({columns}) SELECT {run} FROM numbers(1, 120)")
     warehouse.command(
         f"INSERT INTO test_outcome ({columns}, node_id, outcome) SELECT {run}, 't.py::t', 'passed' FROM numbers(1, 120)"
     )
-    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
-    client = TestClient(app, base_url="http://127.0.0.1")
-    assert "The newest 100; the newest 120 as JSON" in text(client.get("/history?test=t.py::t").text)
-    assert len(client.get("/api/history?test=t.py::t").json()) == 120
+    assert "The newest 100; the newest 120 as JSON" in text(own.get("/history?test=t.py::t").text)
+    assert len(own.get("/api/history?test=t.py::t").json()) == 120
 
 
 def test_nothing_of_other_people_becomes_markup_or_a_script_link(client: TestClient) -> None:
@@ -541,9 +532,8 @@ def test_a_warehouse_that_is_down_is_one_clear_page(tmp_path: Path) -> None:
     assert '<a href="/oot?days=30">Try again</a>' in response.text
 
 
-def test_an_empty_warehouse_says_where_runs_come_from(tmp_path: Path, warehouse_url: str) -> None:
-    app = create_app(settings_at(tmp_path, warehouse_url), load_profile("transformers"))
-    page = text(TestClient(app).get("/").text)
+def test_an_empty_warehouse_says_where_runs_come_from(tmp_path: Path, own: TestClient) -> None:
+    page = text(own.get("/").text)
     assert "No CI run yet" in page
     assert f"folder:{tmp_path / 'inbox'}" in page
 
