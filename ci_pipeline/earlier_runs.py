@@ -126,11 +126,10 @@ def _load(run: CiRun, label: str, test_job: str, services: Services) -> EarlierR
 
 def from_table(run: CiRun, label: str, test_job: str, services: Services) -> EarlierRun:
     """What is known of a run that was read here, but for since when its tests fail: its run diff says that."""
-    from ci_pipeline.tables import where
+    from ci_pipeline.tables import rows_of, where
 
     columns = ("matrix_entry", "device", "node_id", "outcome", "trace")
-    own = where(services.tables.read("test_outcomes", run.key, ("test_job", *columns)), "test_job", test_job)
-    rows = zip(*(own[name].to_pylist() for name in columns), strict=True)
+    rows = rows_of(where(services.outcomes(run.key), "test_job", test_job), *columns)
     return _earlier(run, label, (((e, d, n), outcome, trace) for e, d, n, outcome, trace in rows))
 
 

@@ -160,7 +160,7 @@ def _test_reports(run_key: str, services: Services, every_outcome: bool) -> tupl
     from ci_pipeline.reports.tables import reports_from_tables
     from ci_pipeline.tables import where
 
-    test_reports, outcomes = (services.tables.read(name, run_key) for name in ("test_reports", "test_outcomes"))
+    test_reports, outcomes = services.tables.read("test_reports", run_key), services.outcomes(run_key)
     if not every_outcome:
         outcomes = where(outcomes, "outcome", *RED)
     warnings = json.loads((test_reports.schema.metadata or {}).get(WARNINGS, b"[]"))
@@ -197,12 +197,12 @@ def diff(run_key: str, services: Services, together: Sequence[str] = ()) -> pa.T
 
 def with_since(run_diff: pa.Table, services: Services) -> pa.Table:
     """The run diff with since when its failures go on: this alone needs the previous run's diff to be written."""
-    from ci_pipeline.analysis.tables import with_since
+    from ci_pipeline.analysis.tables import OF_SINCE, with_since
 
     previous = next((c.run.key for c in compared_with(run_diff) if c.role == "previous"), None)
     if previous is None or not services.tables.has("run_diff", previous):
         return run_diff
-    return with_since(run_diff, services.tables.read("run_diff", previous))
+    return with_since(run_diff, services.tables.read("run_diff", previous, OF_SINCE))
 
 
 def _known_together(run_keys: Sequence[str], services: Services) -> list[CiRun]:
@@ -218,11 +218,13 @@ def compared_with(run_diff: pa.Table) -> list[earlier_runs.Comparison]:
 
 def compared_reports(run_key: str, services: Services, *, every_outcome: bool = False) -> list[JobReport]:
     """`job_reports` with what changed, and with the runs that they were compared with."""
+    from ci_pipeline.tables import rows_of
+
     table = services.tables.read("run_diff", run_key)
     with_runs = compared_with(table)
     rows: dict[str, list[RunDiffRow]] = {}
-    for row in table.select(RunDiffRow._fields).to_pylist():
-        rows.setdefault(row["test_job"], []).append(RunDiffRow(**row))
+    for row in map(RunDiffRow._make, rows_of(table, *RunDiffRow._fields)):
+        rows.setdefault(row.test_job, []).append(row)
     done: list[JobReport] = []
     for report in job_reports(run_key, services, every_outcome=every_outcome):
         previous, others = _earlier(report.test_job, with_runs, services, report.reports)
@@ -259,7 +261,7 @@ def upload(run_key: str, services: Services) -> pa.Table:
     from ci_pipeline.table_store import parquet
     from ci_pipeline.tables import where
 
-    run, outcomes = services.fetched(run_key).run, services.tables.read("test_outcomes", run_key)
+    run, outcomes = services.fetched(run_key).run, services.outcomes(run_key)
     every_outcome = services.profile.diffs_results(run.workflow_path)
     files: dict[str, bytes] = {}
     rows: list[dict[str, Any]] = []
@@ -290,8 +292,9 @@ _PLACE = ("where", "url", "detail")
 def placed(files: pa.Table) -> list[Delivered]:
     """Where the files that `upload` tells of went."""
     from ci_pipeline.publish.ledger import Delivered
+    from ci_pipeline.tables import rows_of
 
-    return [Delivered(*place) for place in dict.fromkeys(zip(*(files[c].to_pylist() for c in _PLACE), strict=True))]
+    return [Delivered(*place) for place in dict.fromkeys(rows_of(files, *_PLACE))]
 
 
 def _model_table(report: JobReport, profile: Profile) -> str:

@@ -1,17 +1,22 @@
 """What a deployment's settings name: the source, the stores, the warehouse, and where reports go."""
 
+# pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 from __future__ import annotations
 
+import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context, parent_process
+from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
     from ci_pipeline.model import CiRun, EarlierRun, FetchedRun, JobReport
@@ -47,6 +52,7 @@ class Services:
         self._s3 = s3
         # The steps of a CI run ask for the same things, one after the other.
         self._fetched: _Recent[str, FetchedRun] = _Recent(4)
+        self._outcomes: _Recent[str, pa.Table] = _Recent(2)
         self._reports: _Recent[tuple[str, bool], list[JobReport]] = _Recent(2)
         self._earlier: _Recent[tuple[str, str], dict[str, EarlierRun | None]] = _Recent(4)
         self._together: _Recent[tuple[str, ...], list[CiRun]] = _Recent(1)
@@ -114,9 +120,11 @@ class Services:
     @cached_property
     def workers(self) -> ProcessPoolExecutor:
         """Other processes that do steps of CI runs, each with services of its own."""
-        # Not forked: this process may have threads, as Dagster's have.
-        start = (self.settings, self.profile)
-        return ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start_worker, initargs=start)
+        # Not forked from this process, which may have threads, as Dagster's have; but from one that has the libraries.
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["ci_pipeline.pipeline", "pandas", "pyarrow.parquet"])
+        start = (dict(os.environ), self.settings, self.profile)
+        return ProcessPoolExecutor(mp_context=context, initializer=_start_worker, initargs=start)
 
     def fetched(self, run_key: str) -> FetchedRun:
         """What `fetch` brought of a CI run.
@@ -125,6 +133,14 @@ class Services:
             SourceError: nothing; one line.
         """
         return self._fetched.get_or(run_key, lambda: self.raw.load(run_key))
+
+    def outcomes(self, run_key: str) -> pa.Table:
+        """The table of a CI run's test outcomes.
+
+        Raises:
+            MissingTable: it was not read; one line.
+        """
+        return self._outcomes.get_or(run_key, lambda: self.tables.read("test_outcomes", run_key))
 
     def reports(self, run_key: str, every_outcome: bool, make: Callable[[], list[JobReport]]) -> list[JobReport]:
         """What `make` makes of a CI run that was read, made once."""
@@ -146,6 +162,7 @@ class Services:
     def forget(self, run_key: str) -> None:
         """What is known of a CI run is to be read again."""
         self._fetched.pop(run_key, None)
+        self._outcomes.pop(run_key, None)
         for every_outcome in (False, True):
             self._reports.pop((run_key, every_outcome), None)
         for key in [key for key in self._earlier if key[0] == run_key]:
@@ -190,7 +207,12 @@ def worker_services() -> Services:
     return _worker[0]
 
 
-def _start_worker(settings: Settings, profile: Profile) -> None:
+def _start_worker(environment: Mapping[str, str], settings: Settings, profile: Profile) -> None:
+    import pyarrow as pa
+
+    os.environ.update(environment)  # it says where S3 is, and may have changed since that one process was started
+    gc.set_threshold(100_000)  # there are few cycles, and to look for them as often as usual takes a tenth of the time
+    ForkingPickler.register(pa.Table, _packed)
     _worker.append(Services(settings, profile))
 
     def end_with_parent() -> None:
@@ -200,3 +222,19 @@ def _start_worker(settings: Settings, profile: Profile) -> None:
 
     # A pool whose owner was killed would wait for work for ever.
     Thread(target=end_with_parent, daemon=True).start()
+
+
+def _packed(table: pa.Table) -> tuple[Callable[[pa.Buffer], pa.Table], tuple[pa.Buffer]]:
+    """A table on its way to the process that asked for it: pickled by itself, it takes five times as long."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return _unpacked, (sink.getvalue(),)
+
+
+def _unpacked(stream: pa.Buffer) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(stream).read_all()

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -140,6 +142,11 @@ def where(rows: pa.Table, column: str, *values: str) -> pa.Table:
     A `pc.field` expression says the same, and starts threads for it: three times as long for the rows of one CI run.
     """
     return rows.filter(pc.is_in(rows[column], pa.array(values)))
+
+
+def rows_of(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Some columns of each row, made column by column: a dict for each row takes four times as long."""
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def run_key(run: CiRun, rows: int) -> dict[str, pa.Array]:

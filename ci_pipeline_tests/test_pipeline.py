@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -641,6 +643,21 @@ def test_runs_are_read_in_parallel_and_one_that_cannot_be_read_does_not_stop_the
     for key, tables in found.items():
         assert not isinstance(tables, Exception)
         assert tables[1]["node_id"].to_pylist()[0].endswith(f"test_{key.partition('-')[0]}")
+
+
+def test_tables_come_whole_from_the_processes_that_make_them(deployment: Deployment) -> None:
+    table = pa.table({"node_id": ["ü", None], "trace": [[], ["a"]]}).replace_schema_metadata({"compared_with": "[]"})
+    for rows in (table, table.slice(1), table.slice(2), pa.concat_tables([table, table])):
+        came = deployment().workers.submit(copy.copy, rows).result()
+        assert came.equals(rows, check_metadata=True)
+
+
+def test_other_processes_have_the_environment_of_the_one_that_asks(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deployment().workers.submit(os.getenv, "AWS_ENDPOINT_URL_S3").result() is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert deployment().workers.submit(os.getenv, "AWS_ENDPOINT_URL_S3").result() == "http://127.0.0.1:9"
 
 
 def test_comparisons_survive_being_written_down(inbox: Path, deployment: Deployment) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ci_pipeline import table_store
 from ci_pipeline.table_store import MissingTable, TableStore
 
 TABLE = pa.table({"node_id": ["a::b", "ü"], "seconds": [1.5, None]})
@@ -29,6 +30,14 @@ def test_what_is_written_is_read(store: TableStore) -> None:
 def test_only_the_columns_that_are_asked_for_are_read(store: TableStore) -> None:
     store.write("numbers", "1-1", pa.table({"n": [1], "square": [1], "name": ["one"]}))
     assert store.read("numbers", "1-1", ["name", "n"]).to_pylist() == [{"name": "one", "n": 1}]
+
+
+def test_a_large_table_is_read_as_a_small_one_is(store: TableStore) -> None:
+    rows = table_store.FEW * 10
+    large = pa.table({"n": range(rows), "noise": [os.urandom(100) for _ in range(rows)], "name": ["same"] * rows})
+    assert store.write("numbers", "1-1", large) > table_store.SMALL
+    assert store.read("numbers", "1-1").equals(large)
+    assert store.read("numbers", "1-1", ["name", "n"]).equals(large.select(["name", "n"]))
 
 
 def test_writing_again_replaces(store: TableStore) -> None:

@@ -29,10 +29,10 @@ def missing_artifacts(fetched: FetchedRun) -> list[str]:
 
 def miscounted(test_reports: pa.Table, test_outcomes: pa.Table) -> list[Contradiction]:
     """The artifacts whose failing tests are not as many as pytest's own totals say."""
+    from ci_pipeline.tables import rows_of, where
+
     by = ["test_job", "matrix_entry", "device", "postfix"]
-    seen = Counter[tuple[str, ...]]()
-    for row in test_outcomes.group_by([*by, "outcome"]).aggregate([("node_id", "count")]).to_pylist():
-        seen[tuple(row[name] for name in (*by, "outcome"))] = row["node_id_count"]
+    seen = Counter(rows_of(where(test_outcomes.select([*by, "outcome"]), "outcome", *RED), *by, "outcome"))
     # Machines that are one device share a place, and there their totals add up.
     places: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for report in test_reports.select([*by, "artifact", "complete", "failed", "errors", "problems"]).to_pylist():
@@ -52,20 +52,19 @@ def without_trace(test_outcomes: pa.Table) -> list[str]:
     """The failing tests of which nobody can say why."""
     from ci_pipeline.tables import where
 
-    rows = where(where(test_outcomes, "outcome", *RED), "trace", "")
-    return [_test(row) for row in rows.select(["node_id", "device"]).to_pylist()]
+    rows = where(test_outcomes.select(["node_id", "device", "outcome", "trace"]), "outcome", *RED)
+    return [_test(row) for row in where(rows, "trace", "").to_pylist()]
 
 
 def unfounded(run_diff: pa.Table, test_outcomes: pa.Table) -> list[str]:
     """What the diff says is failing, and the outcomes do not have."""
-    from ci_pipeline.tables import where
+    from ci_pipeline.tables import rows_of, where
 
     test = ["test_job", "matrix_entry", "device", "node_id"]
-    says = where(run_diff, "change", *_FAILING).select([*test, "change"]).to_pylist()
+    says = where(run_diff.select([*test, "change"]), "change", *_FAILING).to_pylist()
     if not says:
         return []
-    red = where(test_outcomes, "outcome", *RED)
-    failing = set(zip(*(red[name].to_pylist() for name in test), strict=True))
+    failing = set(rows_of(where(test_outcomes.select([*test, "outcome"]), "outcome", *RED), *test))
     return [f"{_test(row)}: {row['change']}" for row in says if tuple(row[name] for name in test) not in failing]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ci_pipeline.model import NO_DEVICE, CiRun, Counts, JobReport, RunDiffRow, TestReport
-from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, run_key, where
+from ci_pipeline.tables import CATEGORY_RESULT, RUN_DIFF, TEST_JOB_RESULT, rows_of, run_key, where
 
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
@@ -89,24 +89,30 @@ def run_diff_table(run: CiRun, rows: Sequence[RunDiffRow]) -> pa.Table:
 def with_since(run_diff: pa.Table, before: pa.Table) -> pa.Table:
     """The RUN_DIFF table; what went on failing in the run before, whose run diff is `before`, does so since then."""
     going_on = where(before, "change", "still_failing", "changed_error")
-    known = dict(zip(_columns(going_on, _TEST), _columns(going_on, _SINCE), strict=True))
+    known = dict(zip(rows_of(going_on, *_TEST), _since(going_on), strict=True))
+    if not known:
+        return run_diff
     since = [
         known.get(test, own) if own[0] else own
-        for test, own in zip(_columns(run_diff, _TEST), _columns(run_diff, _SINCE), strict=True)
+        for test, own in zip(rows_of(run_diff, *_TEST), _since(run_diff), strict=True)
     ]
     for name, values in zip(_SINCE, zip(*since, strict=True), strict=False):
         column = run_diff.schema.get_field_index(name)
         field = run_diff.schema.field(column)
-        run_diff = run_diff.set_column(column, field, pa.array(values, field.type))
+        run_diff = run_diff.set_column(column, field, pa.array(values, pa.int64()).cast(field.type))
     return run_diff
 
 
 _TEST = ("test_job", "matrix_entry", "device", "node_id")
 _SINCE = ("since_run_id", "since")
+OF_SINCE = (*_TEST, *_SINCE, "change")
+"""What `with_since` needs of the run diff before."""
 
 
-def _columns(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(table[name].to_pylist() for name in names), strict=True)
+def _since(run_diff: pa.Table) -> Iterator[tuple[int, int | None]]:
+    """The time as a number: to make a `datetime` takes longer than all the rest."""
+    run_ids, times = (run_diff[name] for name in _SINCE)
+    return zip(run_ids.to_pylist(), times.cast(pa.int64()).to_pylist(), strict=True)
 
 
 def _table(run: CiRun, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
-from uuid import uuid4
+
+from ci_pipeline.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,7 @@ class Ledger:
             with self._fs.open_output_stream(path) as stream:
                 stream.write(data)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        part = f"{path}.{uuid4().hex}"
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, data, durable=True)
 
     def remove(self, name: str) -> None:
         """Removing what is not there is no error."""

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from ci_pipeline.publish.hub import dataset_card
 from ci_pipeline.publish.ledger import name_of
 from ci_pipeline.publish.mrkdwn import to_markdown
 from ci_pipeline.publish.slack import Blocks, Metadata
+from ci_pipeline.whole_file import write_whole
 
 
 class SlackOutbox:
@@ -112,14 +112,6 @@ class HubOutbox:
 
     def url(self, repo_id: str, commit: str) -> str:
         return str(self._root / repo_id)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _messages(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ci_pipeline.model import ArtifactName, CiRun, Counts, TestOutcome, TestReport
-from ci_pipeline.tables import TEST_OUTCOME, TEST_REPORT, run_key
+from ci_pipeline.tables import TEST_OUTCOME, TEST_REPORT, rows_of, run_key
 
 if TYPE_CHECKING:
     from ci_pipeline.profile import Profile
@@ -57,10 +57,7 @@ def report_tables(run: CiRun, reports: Sequence[TestReport], profile: Profile) -
 def reports_from_tables(test_reports: pa.Table, test_outcomes: pa.Table) -> list[TestReport]:
     """The reports of one run again, with those of their outcomes that are in the table."""
     outcomes: dict[tuple[str, ...], list[TestOutcome]] = defaultdict(list)
-    # By columns: a dict for each row takes four times as long, and there are many rows.
-    keys = zip(*(test_outcomes[name].to_pylist() for name in _KEY), strict=True)
-    rows = zip(*(test_outcomes[name].to_pylist() for name in _OUTCOME), strict=True)
-    for key, row in zip(keys, rows, strict=True):
+    for key, row in zip(rows_of(test_outcomes, *_KEY), rows_of(test_outcomes, *_OUTCOME), strict=True):
         outcomes[key].append(TestOutcome(*row))
     reports: list[TestReport] = []
     for row in test_reports.to_pylist():

@@ -192,7 +192,7 @@ def test_a_range_is_one_dagster_run_in_which_each_run_is_compared_with_the_one_b
         assert sorted(row["change"] for row in rows) == ["fixed", "new_failure"]
     materialized = machine.instance.get_materialized_partitions(dg.AssetKey("run_diff"))
     assert materialized == set(keys)
-    assert metadata(result, "run_diff", keys[-1])["dagster/partition_row_count"] == 22
+    assert "dagster/partition_row_count" not in metadata(result, "run_diff", keys[-1])  # 22 are those of all together
     assert made(result) == ASSETS
     assert machine.messages() == {}
     assert metadata(result, "slack_report", keys[0])["posted"] == "nothing: a backfill is silent"
