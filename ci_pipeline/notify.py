@@ -381,8 +381,8 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         previous_model_table=earlier.model_table,
     )
     files = hub_files.render(report, step.profile, classic=classic)
-    uploaded = upload(step, report.run, files, start)
-    write(step.root / hub_files.results_folder(step.test_job), files)
+    written = write(step.root.absolute() / hub_files.results_folder(step.test_job), files)
+    uploaded = upload(step, report.run, written, start)
     if classic.passed and not step.reports_success:
         uploaded()
         print("Nothing failed, and a push that broke nothing is no news: nothing is posted")
@@ -405,17 +405,24 @@ def _title(step: Step) -> str:
     return f"[INFO] Results of {step.ci_event}"
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Leave the files to the workflow, which keeps them as an artifact: the next run is compared with them."""
+def write(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes | Path]:
+    """Leave the files to the workflow, which keeps them as an artifact: the next run is compared with them.
+
+    Where each of them is now; their contents where they cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
         log.warning("%s cannot be written: %s", folder, error.strerror)
+        return files
+    return {name: folder / name for name in files}
 
 
-def upload(step: Step, run: CiRun, files: Mapping[str, bytes], start: Start) -> Callable[[], Callable[[str], str]]:
+def upload(
+    step: Step, run: CiRun, files: Mapping[str, bytes | Path], start: Start
+) -> Callable[[], Callable[[str], str]]:
     """Begin to upload the files to the Hub. Waiting for it gives what says where a file is: "" if the Hub has none."""
     from ci_pipeline.publish import hub
 

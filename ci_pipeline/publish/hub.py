@@ -9,6 +9,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay
@@ -209,7 +210,7 @@ def _delivered(hub: Hub, repo_id: str, commit: str, files: Mapping[str, bytes]) 
 
 
 def upload(
-    files: Mapping[str, bytes],
+    files: Mapping[str, bytes | Path],
     *,
     repo_id: str,
     message: str,
@@ -223,7 +224,7 @@ def upload(
     are there already make no new commit, so trying again, and uploading again, is safe.
 
     Args:
-        files: Contents by their path in the dataset.
+        files: Contents, or where they are, by their path in the dataset.
 
     Raises:
         HubUnavailable: the files could not be uploaded; `HubRefused` where trying again does not help.

@@ -104,18 +104,18 @@ def failures_by_module(failures: Sequence[TestKey], profile: Profile, test_job: 
     """
     prefixes = [*profile.module_folders, *(prefix.rstrip("_") for prefix in profile.test_jobs[test_job].prefixes)]
 
+    modules: dict[str, dict[str, list[str]]] = {}
+
     @cache
-    def module_of(path: str) -> str:
+    def failing(path: str, device: str) -> list[str]:
         path = path.removeprefix("tests/")
         for prefix in prefixes:
             path = path.removeprefix(f"{prefix}/")
-        return path.partition("/")[0]
+        devices = modules.setdefault(path.partition("/")[0], {f"{known}-gpu": [] for known in profile.devices})
+        return devices.setdefault(f"{device}-gpu" if device else NO_DEVICE, [])
 
-    modules: dict[str, dict[str, list[str]]] = {}
     for _, device, node_id in failures:
-        module = module_of(node_id.partition("::")[0])
-        devices = modules.get(module) or modules.setdefault(module, {f"{known}-gpu": [] for known in profile.devices})
-        devices.setdefault(f"{device}-gpu" if device else NO_DEVICE, []).append(node_id)
+        failing(node_id.partition("::")[0], device).append(node_id)
     return modules
 
 

@@ -87,13 +87,11 @@ def lines_of(text: bytes, word: bytes, messages: Collection[bytes] = ()) -> list
     entries: list[Entry] = []
     prefix = b"\n" + word + b" "
     entry = re.compile(prefix + rb"(?:" + _PLAIN + rb"|([^\n]*))")
-    start = text.find(prefix)
-    while line := start >= 0 and entry.match(text, start):
-        node_id, message, other = line.groups(default=b"")
+    for line in entry.finditer(text):
+        node_id, message, other = line.groups(b"")
         if not node_id or (messages and b"] - " in message):
             node_id, message = split_node_id(other or text[line.start(1) : line.end()], messages)
-        entries.append(Entry(start, node_id, message, line.end() - len(message)))
-        start = text.find(prefix, line.end())
+        entries.append(Entry(line.start(), node_id, message, line.end() - len(message)))
     return entries
 
 

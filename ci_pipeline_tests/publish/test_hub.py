@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ FILES = {
 }
 
 
-def upload(server: HubServer, files: dict[str, bytes] = FILES, repo_id: str = "acme/ci", **options) -> str:
+def upload(server: HubServer, files: Mapping[str, bytes | Path] = FILES, repo_id: str = "acme/ci", **options) -> str:
     return hub.upload(files, repo_id=repo_id, message="CI results", endpoint=server.url, token="hf_test", **options)
 
 
@@ -30,6 +31,17 @@ def test_all_files_go_up_in_one_commit(hub_server: HubServer):
     assert hub_server.repos["acme/ci"] == FILES
     assert hub_server.commits["acme/ci"] == ["CI results"]
     assert commit == hub_server.head("acme/ci")
+
+
+def test_a_file_may_be_named_by_where_it_is(hub_server: HubServer, tmp_path: Path):
+    (tmp_path / "results.json").write_bytes(b'{"a": 1}')
+    upload(hub_server, {"day/results.json": tmp_path / "results.json", "day/errors.json": b"[]"})
+    assert hub_server.repos["acme/ci"] == {"day/results.json": b'{"a": 1}', "day/errors.json": b"[]"}
+
+
+def test_a_file_that_is_gone_is_named(hub_server: HubServer, tmp_path: Path):
+    with pytest.raises(hub.HubRefused, match=r"1 files not uploaded to .* '[^']*/gone.json' is not a file"):
+        upload(hub_server, {"day/results.json": tmp_path / "gone.json"})
 
 
 def test_an_upload_asks_the_hub_for_nothing_else(hub_server: HubServer, tmp_path: Path):
