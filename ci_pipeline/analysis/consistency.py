@@ -29,10 +29,10 @@ def missing_artifacts(fetched: FetchedRun) -> list[str]:
 
 def miscounted(test_reports: pa.Table, test_outcomes: pa.Table) -> list[Contradiction]:
     """The artifacts whose failing tests are not as many as pytest's own totals say."""
-    from ci_pipeline.tables import rows_of, where
+    from ci_pipeline.tables import rows_of
 
     by = ["test_job", "matrix_entry", "device", "postfix"]
-    seen = Counter(rows_of(where(test_outcomes.select([*by, "outcome"]), "outcome", *RED), *by, "outcome"))
+    seen = Counter(rows_of(_red(test_outcomes, *by), *by, "outcome"))
     # Machines that are one device share a place, and there their totals add up.
     places: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for report in test_reports.select([*by, "artifact", "complete", "failed", "errors", "problems"]).to_pylist():
@@ -52,8 +52,8 @@ def without_trace(test_outcomes: pa.Table) -> list[str]:
     """The failing tests of which nobody can say why."""
     from ci_pipeline.tables import where
 
-    rows = where(test_outcomes.select(["node_id", "device", "outcome", "trace"]), "outcome", *RED)
-    return [_test(row) for row in where(rows, "trace", "").to_pylist()]
+    rows = where(_red(test_outcomes, "node_id", "device", "trace"), "trace", "")
+    return [_test(row) for row in rows.to_pylist()]
 
 
 def unfounded(run_diff: pa.Table, test_outcomes: pa.Table) -> list[str]:
@@ -64,8 +64,15 @@ def unfounded(run_diff: pa.Table, test_outcomes: pa.Table) -> list[str]:
     says = where(run_diff.select([*test, "change"]), "change", *_FAILING).to_pylist()
     if not says:
         return []
-    failing = set(rows_of(where(test_outcomes.select([*test, "outcome"]), "outcome", *RED), *test))
+    failing = set(rows_of(_red(test_outcomes, *test), *test))
     return [f"{_test(row)}: {row['change']}" for row in says if tuple(row[name] for name in test) not in failing]
+
+
+def _red(test_outcomes: pa.Table, *columns: str) -> pa.Table:
+    """Some columns of the failing tests, and how they ended."""
+    from ci_pipeline.tables import where
+
+    return where(test_outcomes.select([*columns, "outcome"]), "outcome", *RED)
 
 
 _FAILING = ["new_failure", "still_failing", "changed_error", "unique_failure"]

@@ -9,6 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 import dagster as dg
+from dagster._core.events import JobFailureData
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.storage.tags import PARTITION_NAME_TAG, WILL_RETRY_TAG
 from dagster_shared.error import SerializableErrorInfo
@@ -33,10 +35,20 @@ _LIMIT = 100  # failures that are looked at: those of the time of PATIENCE, and 
 def failed_runs(context: dg.RunFailureSensorContext, services: dg.ResourceParam[Services]) -> None:
     tags = context.dagster_run.tags
     keys = [key for name in (PARTITION_NAME_TAG, *RANGE_TAGS) if pipeline.is_run_key(key := tags.get(name, ""))]
-    if not keys or tags.get(WILL_RETRY_TAG) == "true":
+    if not keys or _is_retried(context):
         return
     reasons = _reasons(context.get_step_failure_events()) or [context.failure_event.message or "no reason is known"]
     pipeline.report_failure(keys, reasons, services)
+
+
+def _is_retried(context: dg.RunFailureSensorContext) -> bool:
+    """Dagster writes the run's end, and then the tag, a moment after the event: there may be neither yet."""
+    run = context.instance.get_run_by_id(context.dagster_run.run_id) or context.dagster_run
+    if WILL_RETRY_TAG in run.tags or not context.instance.run_retries_enabled:
+        return run.tags.get(WILL_RETRY_TAG) == "true"
+    data = context.failure_event.event_specific_data
+    reason = data.failure_reason if isinstance(data, JobFailureData) else None
+    return auto_reexecution_should_retry_run(context.instance, run.with_status(dg.DagsterRunStatus.FAILURE), reason)
 
 
 @dg.sensor(

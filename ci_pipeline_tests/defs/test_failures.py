@@ -11,13 +11,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
     RemoteInstigatorOrigin,
     RemoteRepositoryOrigin,
 )
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickData, TickStatus
-from dagster._core.storage.tags import WILL_RETRY_TAG
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG, ROOT_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
 
@@ -40,11 +41,15 @@ def machine(tmp_path: Path, dagster_home: Path) -> Iterator[Machine]:
 
 
 def tell_of_failure(machine: Machine, result: dg.ExecuteInProcessResult, **tags: str) -> None:
-    """The failure sensor hears of it as from the daemon."""
     [event] = [event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
     machine.instance.add_run_tags(result.run_id, tags)
     run = machine.instance.get_run_by_id(result.run_id)
     assert run
+    hear_of_failure(machine, event, run)
+
+
+def hear_of_failure(machine: Machine, event: DagsterEvent, run: dg.DagsterRun) -> None:
+    """The failure sensor hears of it as from the daemon."""
     context = dg.build_run_status_sensor_context("failed_runs", event, machine.instance, run).for_run_failure()
     failures.failed_runs(context, services=machine.services())
 
@@ -65,6 +70,26 @@ def test_slack_hears_nothing_of_a_partition_that_is_no_ci_run(machine: Machine) 
 def test_slack_hears_nothing_of_a_failure_that_is_tried_again(machine: Machine) -> None:
     tell_of_failure(machine, machine.run("999-1", raise_on_error=False), **{WILL_RETRY_TAG: "true"})
     assert machine.messages() == {}
+
+
+def test_slack_hears_of_the_retry_that_fails_and_not_of_the_run_before_it(tmp_path: Path, dagster_home: Path) -> None:
+    home, retries = shutil.copytree(dagster_home, tmp_path / "dagster"), {"enabled": True, "max_retries": 1}
+    with dg.DagsterInstance.local_temp(str(home), overrides={"run_retries": retries}) as instance:
+        machine = Machine(tmp_path, instance)
+        job = machine.definitions().resolve_job_def("process_ci_run")
+        failure = DagsterEvent(DagsterEventType.RUN_FAILURE.value, job.name)
+        killed = instance.create_run_for_job(job, tags={PARTITION_NAME_TAG: "999-1"})
+        hear_of_failure(machine, failure, killed)  # before Dagster noted anything in the run
+        assert machine.messages() == {}
+        group = {ROOT_RUN_ID_TAG: killed.run_id, PARENT_RUN_ID_TAG: killed.run_id}
+        retry = instance.create_run_for_job(
+            job,
+            tags={PARTITION_NAME_TAG: "999-1", **group},
+            root_run_id=killed.run_id,
+            parent_run_id=killed.run_id,
+        )
+        hear_of_failure(machine, failure, retry)
+        assert len(machine.messages()) == 1
 
 
 # --- what goes on failing -------------------------------------------------------------------------------------------
