@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ci_pipeline.analysis.job_results import job_report, warnings_link
 from ci_pipeline.analysis.previous import previous_run, reference_run
 from ci_pipeline.model import CiJob, CiRun, EarlierRun, JobReport, Outcome, Problem, TestKey, TestReport
-from ci_pipeline.publish import hub_files, slack_classic
+from ci_pipeline.publish import hub, hub_files, slack_classic
 from ci_pipeline.publish.mrkdwn import escape, link
 from ci_pipeline.publish.slack import SlackClient, SlackError, SlackRefused
 from ci_pipeline.publish.thread import SlackThread
@@ -88,6 +88,7 @@ def notify(step: Step, start: Start) -> None:
         post(step, slack_client(step), SlackThread(error))
         return
     reports = start_reading(step, start)
+    start(hub.prepare)
     with _github(step) as source, tempfile.TemporaryDirectory() as scratch:
         run = ci_run(step, source)
         title = ci_title(step, source)
@@ -424,8 +425,6 @@ def upload(
     step: Step, run: CiRun, files: Mapping[str, bytes | Path], start: Start
 ) -> Callable[[], Callable[[str], str]]:
     """Begin to upload the files to the Hub. Waiting for it gives what says where a file is: "" if the Hub has none."""
-    from ci_pipeline.publish import hub
-
     token, dataset = step.settings.hub_token, step.hub_dataset
     if not token or not dataset:
         missing = "REPORT_REPO_ID" if token else "TRANSFORMERS_CI_RESULTS_UPLOAD_TOKEN"

@@ -273,17 +273,27 @@ def _is_temporary(error: BaseException) -> bool:
 
 @cache
 def _api(endpoint: str, token: str) -> HfApi:
-    import httpx2
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import HfApi
 
+    prepare()
+    return HfApi(endpoint, token)
+
+
+@cache
+def prepare() -> None:
+    """What the first upload would begin with, for where there is time before it: imports, certificates."""
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars, get_session
+
+    _ = huggingface_hub.CommitOperationAdd  # it is imported when it is first asked for
     timeout = httpx2.Timeout(TIMEOUT, connect=CONNECT)
-    set_client_factory(
+    huggingface_hub.set_client_factory(
         lambda: httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [_head_is_read]})
     )
+    get_session()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed try is told once, by us
     disable_progress_bars()
-    return HfApi(endpoint, token)
 
 
 def _head_is_read(response: httpx2.Response) -> None:
