@@ -398,7 +398,7 @@ def publish(step: Step, report: JobReport, ci_title: str, warnings_url: str, ear
         thread = slack_full.with_buttons(thread, report.run, links)
     else:
         replies = list(classic.replies())
-        thread = SlackThread(replace(classic, file_url=uploaded()).main(), replies)
+        thread = SlackThread(classic.main(uploaded()), replies)
     post(step, slack, thread)
 
 
@@ -423,7 +423,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes | Path
 
 def upload(
     step: Step, run: CiRun, files: Mapping[str, bytes | Path], start: Start
-) -> Callable[[], Callable[[str], str]]:
+) -> Callable[[], slack_classic.FileUrl]:
     """Begin to upload the files to the Hub. Waiting for it gives what says where a file is: "" if the Hub has none."""
     token, dataset = step.settings.hub_token, step.hub_dataset
     if not token or not dataset:
@@ -441,7 +441,7 @@ def upload(
         token=token.get_secret_value(),
     )
 
-    def wait() -> Callable[[str], str]:
+    def wait() -> slack_classic.FileUrl:
         try:
             commit = committed()
         except hub.HubUnavailable as error:

@@ -312,7 +312,7 @@ def _model_table(report: JobReport, profile: Profile) -> str:
             counts[device] += 1
     results: dict[str, JobResult] = {entry: {"failed": counts} for entry, counts in failed.items()}
     earlier = JobReport(report.previous.run, report.test_job, results)
-    return classic_report(earlier, profile).model_table().text(to_truncate=False)
+    return classic_report(earlier, profile).model_table.text(to_truncate=False)
 
 
 def threads(run_key: str, services: Services) -> dict[str, SlackThread]:
@@ -366,8 +366,8 @@ def _thread(report: JobReport, files: pa.Table, services: Services) -> SlackThre
             ci_title=link(run.html_url, run.title),
             run_url=run.html_url,
             warnings_url=warnings_link(services.fetched(run.key).jobs, profile),
-            file_url=lambda name: urls.get(name, ""),
-        ).thread()
+            previous_model_table=_model_table(report, profile),
+        ).thread(lambda name: urls.get(name, ""))
     results = urls.get(f"{job.result_name}_results.json", "")
     page = services.settings.run_page(run.run_id)
     return slack_full.messages(report, profile, links=slack_full.Links(folder, results, page))

@@ -586,13 +586,13 @@ def test_the_files_of_a_run_say_what_is_different_from_the_run_before(
     assert parquet.read_table(folder / "test_outcomes.parquet")["test_job"].unique().to_pylist() == ["run_models_gpu"]
 
 
-def test_a_message_in_classic_style_leads_to_the_run_the_warnings_and_the_files(
+def test_a_message_in_classic_style_tells_what_changed_and_leads_to_the_run_the_warnings_and_the_files(
     inbox: Path, deployment: Deployment
 ) -> None:
     dataset = "optimum-amd/transformers_daily_ci"
-    put_run(inbox, 101, {"models_bert": (["test_a"], {})}, day=FIRST, workflow=AMD)
+    put_run(inbox, 101, {"models_bert": (["test_a"], {"test_b": ASSERT})}, day=FIRST, workflow=AMD)
     night = {**AMD, "display_title": "Night 2"}
-    run = put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT})}, day=SECOND, workflow=night)
+    run = put_run(inbox, 102, {"models_bert": ([], {"test_a": ASSERT, "test_b": ASSERT})}, day=SECOND, workflow=night)
     select_warnings(run, "w1")
     jobs = json.loads((run / "jobs.json").read_text())
     jobs["jobs"].append({"name": "Extract warnings in CI artifacts", "conclusion": "success", "html_url": "https://w"})
@@ -605,6 +605,7 @@ def test_a_message_in_classic_style_leads_to_the_run_the_warnings_and_the_files(
     assert "[INFO] Results of Scheduled CI (AMD) - mi325: Models" in blocks
     assert "/actions/runs/102|Night 2>" in blocks
     assert '"https://w"' in blocks
+    assert re.search(r"Changed model modules failures:.* bert \(\+1\)", blocks)
     file = f"{SECOND}/ci_results_run_models_gpu/test_results_diff.json"
     assert re.search(rf'"{hub.url}/datasets/{dataset}/blob/\w+/{file}"', blocks)
 

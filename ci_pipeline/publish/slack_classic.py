@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,6 +128,14 @@ def _table(title: str, columns: Sequence[str], counts: Iterable[tuple[str, Seque
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
+FileUrl = Callable[[str], str]
+"""Where a file of the report is on the Hub, by its name; "" if it is nowhere."""
+
+
+def _nowhere(name: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Compared:
     """The failures that another run does not have. `label` says what run that is: "previous run"."""
@@ -142,7 +150,7 @@ class Compared:
 class ClassicReport:
     """What the messages of one test job say; `thread()` renders it.
 
-    `file_url` says where a file of the report is on the Hub, "" if it is nowhere.
+    `previous_model_table`: of the run before, as its `model_table` was written to a file.
     """
 
     title: str
@@ -159,8 +167,7 @@ class ClassicReport:
     unique_failures: Sequence[Compared] = ()
     results_diff: Compared | None = None
     not_compared: Mapping[str, str] = field(default_factory=dict[str, str])  # why not, by what is therefore not known
-    changed_models: Table | None = None
-    file_url: Callable[[str], str] = lambda name: ""
+    previous_model_table: str = ""
 
     # --- totals
 
@@ -239,6 +246,7 @@ class ClassicReport:
         rows = [(c, [counts[c][device] for device in self._devices]) for c in order if counts[c].total()]
         return _table("The following categories had failures", list(self._devices.values()), rows)
 
+    @cached_property
     def model_table(self) -> Table:
         """Failures of the matrix entries that are models."""
         title = f"These following {self._job.result_name} modules had failures"
@@ -253,6 +261,11 @@ class ClassicReport:
             cells = [failed.get(category, {}).get(device, 0) for category, device in columns]
             rows.append((name, [*cells, self._failed[entry].total() - sum(cells)]))
         return _table(title, [*labels, "Other"], rows)
+
+    @cached_property
+    def changed_models(self) -> Table | None:
+        """The models that have more failures than before."""
+        return changed_table(self.model_table, self.previous_model_table)
 
     def module_table(self) -> Table:
         """Failures of the matrix entries that are other modules."""
@@ -280,21 +293,21 @@ class ClassicReport:
 
     # --- the main message
 
-    def thread(self) -> SlackThread:
-        return SlackThread(self.main(), list(self.replies()))
+    def thread(self, file_url: FileUrl = _nowhere) -> SlackThread:
+        return SlackThread(self.main(file_url), list(self.replies()))
 
-    def main(self) -> SlackMessage:
+    def main(self, file_url: FileUrl = _nowhere) -> SlackMessage:
         blocks = [header(self.title)]
         if self.ci_title:
             blocks.append(section(self.ci_title))
         blocks.append(self._summary())
-        tables = [self.category_table(), self.model_table(), self.module_table(), self.additional_table()]
+        tables = [self.category_table(), self.model_table, self.module_table(), self.additional_table()]
         if self.changed_models:
             tables.append(self.changed_models)
         blocks += [section(table.text()) for table in tables if table.rows]
         if self.warnings:
             blocks.append(self._warnings())
-        blocks += self._comparisons()
+        blocks += self._comparisons(file_url)
         return SlackMessage("main", self.text, blocks[:BLOCKS_LIMIT])
 
     def _summary(self) -> Block:
@@ -330,27 +343,27 @@ class ClassicReport:
         label = "Check warnings" if self.warnings_url else "Check warnings (Link not found)"
         return plain_section(text, button(label, self.warnings_url or self.run_url, emoji=True), emoji=True)
 
-    def _comparisons(self) -> list[Block]:
+    def _comparisons(self, file_url: FileUrl) -> list[Block]:
         reasons = self.not_compared if self.n_failures or self.n_errors else {}
         blocks = [section(f"*{what} are not known*\n\n({escape(reason)})") for what, reason in reasons.items()]
         if self.new_failures and self.new_failures.failures:
-            blocks.append(self.comparison_block(self.new_failures, "new failed tests", "Check new failures"))
+            blocks.append(self.comparison_block(self.new_failures, "new failed tests", "Check new failures", file_url))
         blocks += [
-            self.comparison_block(other, "failed tests unique to this run", "Check failures")
+            self.comparison_block(other, "failed tests unique to this run", "Check failures", file_url)
             for other in self.unique_failures
             if other.failures
         ]
         if self.results_diff:
             text = f"*Test results diff*\n\n({self._compared_to(self.results_diff)})"
-            url = self.file_url(f"{self.results_diff.file}.json")
+            url = file_url(f"{self.results_diff.file}.json")
             blocks.append(section(text, button("Check test result diff file", url)))
         if self.new_failures and self.new_failures.failures:
             blocks.append(section(self.failure_list(self.new_failures.failures)))
         return blocks
 
-    def comparison_block(self, compared: Compared, what: str, label: str) -> Block:
+    def comparison_block(self, compared: Compared, what: str, label: str, file_url: FileUrl = _nowhere) -> Block:
         text = f"*There are {len(compared.failures)} {what}*\n\n({self._compared_to(compared)})"
-        return section(text, button(label, self.file_url(f"{compared.file}.json")))
+        return section(text, button(label, file_url(f"{compared.file}.json")))
 
     def _compared_to(self, compared: Compared) -> str:
         runs, run_id = self.run_url.rpartition("/")[0], compared.run_id
@@ -448,7 +461,6 @@ def classic_report(
     warnings_url: str = "",
     not_compared: Mapping[str, str] | None = None,
     previous_model_table: str = "",
-    file_url: Callable[[str], str] = lambda name: "",
 ) -> ClassicReport:
     """The messages of a job report."""
     job = profile.test_jobs[report.test_job]
@@ -462,7 +474,7 @@ def classic_report(
         return Compared(earlier.run.run_id, earlier.label, in_order(failures, profile), file)
 
     previous = report.previous
-    classic = ClassicReport(
+    return ClassicReport(
         title=title,
         ci_title=ci_title,
         profile=profile,
@@ -481,9 +493,8 @@ def classic_report(
         if previous and previous.outcomes is not None and profile.diffs_results(report.run.workflow_path)
         else None,
         not_compared=not_compared or {},
-        file_url=file_url,
+        previous_model_table=previous_model_table,
     )
-    return replace(classic, changed_models=changed_table(classic.model_table(), previous_model_table))
 
 
 def in_order(failures: Iterable[TestKey], profile: Profile) -> list[TestKey]:

@@ -197,9 +197,7 @@ def test_only_the_prefix_of_a_folder_name_is_removed() -> None:
 
 def test_the_rows_of_a_table_are_sorted_and_two_entries_with_the_same_name_are_two() -> None:
     failing = result(failed={"PyTorch": {"single": 1}})
-    table = report(
-        {"models_bert": failing, "models_zoe": failing, "bert": failing, "models_aria": failing}
-    ).model_table()
+    table = report({"models_bert": failing, "models_zoe": failing, "bert": failing, "models_aria": failing}).model_table
     assert [row.rpartition(" ")[2] for row in table.rows] == ["aria", "bert", "bert", "zoe"]
 
 
@@ -279,7 +277,11 @@ def compared(*rows: RunDiffRow, **more: Any) -> ClassicReport:
     previous = EarlierRun(CiRun("huggingface/transformers", 1), "previous run", {})
     other = EarlierRun(CiRun("huggingface/transformers", 9), "Nvidia CI run", {})
     job = JobReport(RUN, "run_models_gpu", results, previous=previous, others=[other], diff=rows)
-    return classic_report(job, PROFILE, run_url=RUN_URL, file_url=lambda name: f"https://hub/{name}", **more)
+    return classic_report(job, PROFILE, run_url=RUN_URL, **more)
+
+
+def on_hub(name: str) -> str:
+    return f"https://hub/{name}"
 
 
 def row(device: str, test: str, change: Any = "new_failure", run_id: int = 1) -> RunDiffRow:
@@ -288,7 +290,7 @@ def row(device: str, test: str, change: Any = "new_failure", run_id: int = 1) ->
 
 def test_new_failures_are_listed_once_with_the_jobs_they_fail_in() -> None:
     main = compared(row("multi", "a"), row("single", "a"), row("single", "<b>"), row("single", "old", "still_failing"))
-    blocks = main.main().blocks[-2:]
+    blocks = main.main(on_hub).blocks[-2:]
     assert blocks[0]["text"]["text"] == (
         "*There are 3 new failed tests*\n\n(compared to previous run: "
         "<https://github.com/huggingface/transformers/actions/runs/1|1>)"
@@ -305,7 +307,7 @@ def test_new_failures_are_listed_once_with_the_jobs_they_fail_in() -> None:
 
 
 def test_failures_that_another_vendor_does_not_have_are_counted() -> None:
-    block = compared(row("single", "a", "unique_failure", 9)).main().blocks[-1]
+    block = compared(row("single", "a", "unique_failure", 9)).main(on_hub).blocks[-1]
     assert block["text"]["text"].startswith(
         "*There are 1 failed tests unique to this run*\n\n(compared to Nvidia CI run:"
     )
@@ -320,7 +322,7 @@ def test_without_new_failures_nothing_is_said_about_them() -> None:
 def test_a_file_that_is_not_on_the_hub_has_no_button(url: str) -> None:
     classic = compared(row("single", "a"))
     assert classic.new_failures
-    block = replace(classic, file_url=lambda name: url).main().blocks[-2]
+    block = classic.main(lambda name: url).blocks[-2]
     assert "accessory" not in block
 
 
