@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import zip_longest
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ci_pipeline.model import NO_DEVICE
@@ -138,7 +139,7 @@ def _nowhere(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The failures that another run does not have. `label` says what run that is: "previous run"."""
+    """The failures that another run does not have, `in_order`. `label` says what run that is: "previous run"."""
 
     run_id: int
     label: str
@@ -374,14 +375,17 @@ class ClassicReport:
     def failure_list(self, failures: Sequence[TestKey], *, to_truncate: bool = True) -> str:
         """Failing tests, each with the jobs it fails in, one paragraph per test; as mrkdwn, or whole for a file."""
         job_links = cache(self._job_links)  # a broken driver makes as many lines as there are tests
-        devices: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        for entry, device, node_id in failures:
-            devices[entry, node_id].append(device)
-        entries = (
-            f"{job_links(entry, tuple(on))}\n{clip(escape(node_id), NAME_LIMIT) if to_truncate else node_id}\n\n"
-            for (entry, node_id), on in devices.items()
-        )
-        return entries_that_fit(entries, limit=ENTRIES_LIMIT if to_truncate else float("inf"))
+
+        def entries() -> Iterator[str]:
+            for entry, of_entry in groupby(failures, itemgetter(0)):
+                devices: defaultdict[str, list[str]] = defaultdict(list)
+                for _, device, node_id in of_entry:
+                    devices[node_id].append(device)
+                for node_id, on in devices.items():
+                    name = clip(escape(node_id), NAME_LIMIT) if to_truncate else node_id
+                    yield f"{job_links(entry, tuple(on))}\n{name}\n\n"
+
+        return entries_that_fit(entries(), limit=ENTRIES_LIMIT if to_truncate else float("inf"))
 
     def _job_links(self, entry: str, devices: tuple[str, ...]) -> str:
         urls = self.results.get(entry, {}).get("job_link", {})
@@ -499,8 +503,12 @@ def classic_report(
 
 def in_order(failures: Iterable[TestKey], profile: Profile) -> list[TestKey]:
     """By matrix entry, then by device as the profile lists them, then as they are."""
-    devices = {device: order for order, device in enumerate(profile.devices)}
-    return sorted(failures, key=lambda where: (where[0], devices.get(where[1], len(devices))))
+    order = {device: place for place, device in enumerate(profile.devices)}
+    of_job: defaultdict[tuple[str, str], list[TestKey]] = defaultdict(list)
+    for where in failures:
+        of_job[where[:2]].append(where)
+    jobs = sorted(of_job, key=lambda job: (job[0], order.get(job[1], len(order))))
+    return [where for job in jobs for where in of_job[job]]
 
 
 def changed_table(table: Table, previous: str) -> Table | None:
