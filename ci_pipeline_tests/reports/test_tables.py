@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from datetime import UTC, datetime
 
 import pytest
@@ -17,19 +18,24 @@ def artifact(device: str, entry: str = "models_bert", postfix: str = "") -> Arti
     return ArtifactName(name, f"{device}-gpu", device, "run_models_gpu", entry, postfix)
 
 
+FAILED = TestOutcome("tests/models/bert/test_modeling_bert.py::T::t", "failed", "E: m\nmore", "(line 3)  E: m", 1.5)
+BROKEN = TestOutcome("tests/models/bert/test_x.py", "error", "", "(line 1)  ImportError: x")
+LOST = Problem(artifact("multi").name, "stats.txt is missing", "multi", "run_models_gpu", "models_bert")
+REPORTS = [
+    TestReport(artifact("single"), Counts(3, 1, 1, seconds=2.5), (FAILED, BROKEN), "captured"),
+    TestReport(artifact("single", postfix="nightly"), Counts(3, 1), (FAILED,)),
+    TestReport(artifact("multi"), None, problems=(LOST,)),
+]
+
+
+def test_reports_come_back_from_another_process_as_they_were() -> None:
+    assert pickle.loads(pickle.dumps(REPORTS)) == REPORTS
+
+
 def test_reports_come_back_from_their_tables_as_they_were() -> None:
-    red = TestOutcome("tests/models/bert/test_modeling_bert.py::T::t", "failed", "E: m\nmore", "(line 3)  E: m", 1.5)
-    broken = TestOutcome("tests/models/bert/test_x.py", "error", "", "(line 1)  ImportError: x")
-    multi = artifact("multi")
-    problem = Problem(multi.name, "stats.txt is missing", "multi", "run_models_gpu", "models_bert")
-    reports = [
-        TestReport(artifact("single"), Counts(3, 1, 1, seconds=2.5), (red, broken), "captured"),
-        TestReport(artifact("single", postfix="nightly"), Counts(3, 1), (red,)),
-        TestReport(multi, None, problems=(problem,)),
-    ]
-    tables = report_tables(RUN, reports, load_profile("transformers"))
+    tables = report_tables(RUN, REPORTS, load_profile("transformers"))
     assert [table.schema for table in tables] == [TEST_REPORT, TEST_OUTCOME]
-    assert reports_from_tables(*tables) == reports
+    assert reports_from_tables(*tables) == REPORTS
     assert tables[1].to_pylist()[0] == {
         "repository": "huggingface/transformers",
         "run_id": 7,
@@ -38,7 +44,7 @@ def test_reports_come_back_from_their_tables_as_they_were() -> None:
         "test_job": "run_models_gpu",
         "matrix_entry": "models_bert",
         "device": "single",
-        "node_id": red.node_id,
+        "node_id": FAILED.node_id,
         "postfix": "",
         "outcome": "failed",
         "message": "E: m\nmore",
