@@ -111,6 +111,15 @@ class SlackClient:
                 ConnectionErrorRetryHandler(max_retry_count=3),
             ],
         )
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(SlackUnavailable),
+            wait=wait_exponential_jitter(initial=1, max=20),
+            stop=self._gives_up,
+            before_sleep=lambda state: log.warning(
+                "%s: trying again in %.0f s", state.outcome and state.outcome.exception(), state.upcoming_sleep
+            ),
+            reraise=True,
+        )
         self._ids: dict[str, str] = {}  # of channels, by name
         self._down_until = 0.0  # as time.monotonic() has it
 
@@ -138,7 +147,7 @@ class SlackClient:
         """Post a message; its `ts`. Where an answer was lost, the message is looked for before it is sent again."""
         metadata = metadata or {"event_type": EVENT_TYPE, "event_payload": {"key": uuid.uuid4().hex}}
         began = time.time() - CLOCKS
-        for attempt in self._retrying():
+        for attempt in self._retrying:
             with attempt:
                 if attempt.retry_state.attempt_number > 1 and (ts := self._find(channel, thread_ts, metadata, began)):
                     return ts
@@ -161,7 +170,7 @@ class SlackClient:
     def upload(self, channel: str, thread_ts: str, name: str, title: str, content: str) -> str:
         """Put a text file into a thread; its id. Where an answer was lost, the file is looked for first."""
         channel, data = self.channel_id(channel), content.encode(errors="backslashreplace")
-        for attempt in self._retrying():
+        for attempt in self._retrying:
             with attempt:
                 if attempt.retry_state.attempt_number > 1:
                     for message in self.messages(channel, thread_ts):
@@ -260,17 +269,6 @@ class SlackClient:
         except SlackRefused as refused:
             if refused.reason not in ("message_not_found", "file_not_found", "file_deleted"):
                 raise
-
-    def _retrying(self) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception_type(SlackUnavailable),
-            wait=wait_exponential_jitter(initial=1, max=20),
-            stop=self._gives_up,
-            before_sleep=lambda state: log.warning(
-                "%s: trying again in %.0f s", state.outcome and state.outcome.exception(), state.upcoming_sleep
-            ),
-            reraise=True,
-        )
 
     def _gives_up(self, state: RetryCallState) -> bool:
         now = time.monotonic()
