@@ -59,7 +59,7 @@ def render(
     files["job_links.json"] = {job.short(name): result.get("job_link", {}) for name, result in sorted(results.items())}
     if job.matrix and classic.n_failures:
         files["model_failures_report.txt"] = classic.model_table.text(to_truncate=False)
-        files["module_failures_report.txt"] = classic.module_table().text(to_truncate=False)
+        files["module_failures_report.txt"] = classic.module_table.text(to_truncate=False)
     if classic.changed_models and classic.changed_models.rows:
         files["changed_model_failures_report.txt"] = classic.changed_models.text(to_truncate=False)
     for new in (classic.new_failures, *classic.unique_failures):

@@ -236,6 +236,7 @@ class ClassicReport:
         known = {device: entry.label or _title(device) for device, entry in self.profile.devices.items()}
         return known | {device: _title(device) for device in sorted(others - known.keys())}
 
+    @cached_property
     def category_table(self) -> Table:
         """Failures by category and device; only for jobs whose report tells categories apart."""
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -268,11 +269,13 @@ class ClassicReport:
         """The models that have more failures than before."""
         return changed_table(self.model_table, self.previous_model_table)
 
+    @cached_property
     def module_table(self) -> Table:
         """Failures of the matrix entries that are other modules."""
         title = f"The following {self._job.result_name} modules had failures"
         return self._by_device(title, self._failing_entries(modules=True))
 
+    @cached_property
     def additional_table(self) -> Table:
         """Failures of the tests that have no matrix."""
         names = {
@@ -302,7 +305,7 @@ class ClassicReport:
         if self.ci_title:
             blocks.append(section(self.ci_title))
         blocks.append(self._summary())
-        tables = [self.category_table(), self.model_table, self.module_table(), self.additional_table()]
+        tables = [self.category_table, self.model_table, self.module_table, self.additional_table]
         if self.changed_models:
             tables.append(self.changed_models)
         blocks += [section(table.text()) for table in tables if table.rows]
