@@ -88,7 +88,8 @@ def notify(step: Step, start: Start) -> None:
         post(step, slack_client(step), SlackThread(error))
         return
     reports = start_reading(step, start)
-    start(hub.prepare)
+    if step.settings.hub_token:
+        start(hub.prepare)
     with _github(step) as source, tempfile.TemporaryDirectory() as scratch:
         run = ci_run(step, source)
         title = ci_title(step, source)

@@ -105,7 +105,7 @@ class HubClient:
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
-        _api(self._endpoint, self._token)
+        prepare()
         try:
             url = f"{self._endpoint}/datasets/{repo_id}/raw/main/README.md"
             response = get_session().get(url, headers={"authorization": f"Bearer {self._token}"})

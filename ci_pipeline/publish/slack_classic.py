@@ -506,12 +506,8 @@ def classic_report(
 
 def in_order(failures: Iterable[TestKey], profile: Profile) -> list[TestKey]:
     """By matrix entry, then by device as the profile lists them, then as they are."""
-    order = {device: place for place, device in enumerate(profile.devices)}
-    of_job: defaultdict[tuple[str, str], list[TestKey]] = defaultdict(list)
-    for where in failures:
-        of_job[where[:2]].append(where)
-    jobs = sorted(of_job, key=lambda job: (job[0], order.get(job[1], len(order))))
-    return [where for job in jobs for where in of_job[job]]
+    devices = {device: order for order, device in enumerate(profile.devices)}
+    return sorted(failures, key=lambda where: (where[0], devices.get(where[1], len(devices))))
 
 
 def changed_table(table: Table, previous: str) -> Table | None:
